@@ -1,0 +1,72 @@
+"""The base of every config model, and the annotations that mark references to artefacts and files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Frozen, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Marks a path field as the run directory of a published parent, of one of these manifest kinds."""
+
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """Marks a path field as a file whose content (not its place) belongs to the stage's fingerprint."""
+
+
+ImagesParent = Annotated[Path, Kinds(("images",))]
+LatentsParent = Annotated[Path, Kinds(("latents",))]
+AutoencoderParent = Annotated[Path, Kinds(("autoencoder",))]
+DenoiserParent = Annotated[Path, Kinds(("denoiser",))]
+ClassifierParent = Annotated[Path, Kinds(("classifier",))]
+SelectionParent = Annotated[Path, Kinds(("selection",))]
+EvaluationParent = Annotated[Path, Kinds(("evaluation",))]
+WeightsFile = Annotated[Path, InputFile()]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference found in a config: where it stands (dotted), where it points, how it is marked."""
+
+    dotted: str
+    path: Path
+    marker: Kinds | InputFile
+
+
+def references(config: BaseModel) -> Iterator[Reference]:
+    """Every parent and input file that `config` names, depth first, in the order of the schema."""
+    for name, field in type(config).model_fields.items():
+        yield from _walk(getattr(config, name), name, list(field.metadata), field.annotation)
+
+
+def _walk(value: Any, dotted: str, metadata: list[Any], annotation: Any) -> Iterator[Reference]:
+    markers = [m for m in [*metadata, *_markers(annotation)] if isinstance(m, Kinds | InputFile)]
+    if isinstance(value, BaseModel):
+        for child in references(value):
+            yield Reference(f"{dotted}.{child.dotted}", child.path, child.marker)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _walk(item, f"{dotted}.{key}", markers, None)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{dotted}.{index}", markers, None)
+    elif isinstance(value, Path) and markers:
+        yield Reference(dotted, value, markers[0])
+
+
+def _markers(annotation: Any) -> Iterator[Any]:
+    yield from getattr(annotation, "__metadata__", ())
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _markers(argument)

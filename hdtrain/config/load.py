@@ -1,0 +1,121 @@
+"""YAML and `key=value` overrides to a validated config; every mistake reported at once with the nearest right key."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hdtrain.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or does not hold a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file"]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(str(path), [f"cannot be read as YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), [f"expected a mapping of keys, got {type(tree).__name__}"])
+    return tree
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["a.b=1"]` to `{"a.b": 1}`; values are read as YAML, so `[1, 2]`, `true` and `null` mean what they mean there."""
+    overrides, problems = {}, []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            problems.append(f"'{pair}': expected key=value")
+            continue
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(f"'{pair}': the value is not YAML")
+    if problems:
+        raise ConfigError("command line", problems)
+    return overrides
+
+
+def set_dotted(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `tree["a"]["b"] = value` for `a.b`, making the mappings on the way; list positions are numbers."""
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError("command line", [f"{dotted}: '{part}' is a value, not a mapping"])
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def validate(model: type[ConfigT], tree: Mapping[str, Any], source: str) -> ConfigT:
+    """`tree` as a `model`.
+
+    Raises:
+        ConfigError: with one line for every mistake: dotted path, what was expected, what came, the nearest valid key.
+    """
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError(source, [_problem(model, dict(item)) for item in error.errors()]) from None
+
+
+def _problem(model: type[BaseModel], item: dict[str, Any]) -> str:
+    location = tuple(part for part in item["loc"])
+    dotted = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        parent, valid = _valid_keys(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean '{'.'.join([*parent, close[0]])}'?" if close else f"valid keys: {', '.join(valid)}"
+        return f"{dotted}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{dotted}: missing, and it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    shown = repr(item["input"]) if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
+    return f"{dotted}: {message}, got {shown}" if dotted else message
+
+
+def _valid_keys(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Follow `location` through the schema; return its dotted form without union tags, and the keys valid there."""
+    candidates: list[type[BaseModel]] = [model]
+    dotted: list[str] = []
+    for part in location:
+        fields = [m.model_fields[part] for m in candidates if isinstance(part, str) and part in m.model_fields]
+        if fields:
+            candidates = [found for field in fields for found in _models_in(field.annotation)]
+            dotted.append(str(part))
+        elif isinstance(part, int):
+            dotted.append(str(part))
+        else:
+            tagged = [m for m in candidates if _has_tag(m, part)]
+            if tagged:
+                candidates = tagged
+            elif part not in {m.__name__ for m in candidates}:
+                dotted.append(str(part))
+    return dotted, sorted({key for m in candidates for key in m.model_fields})
+
+
+def _has_tag(model: type[BaseModel], tag: Any) -> bool:
+    return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]

@@ -1,0 +1,48 @@
+"""The table of stages: what each is called, configured by, publishes, and whether it needs torch."""
+
+from dataclasses import dataclass
+
+from hdtrain.config.base import Config
+from hdtrain.config.shards import ShardConfig, VerifyConfig
+from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig
+from hdtrain.config.training import (
+    AdaptDecoderConfig,
+    EncodeConfig,
+    TrainClassifierConfig,
+    TrainLdmConfig,
+    TrainVaeConfig,
+)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage. `module` is imported only in the process that runs it."""
+
+    name: str
+    config: type[Config]
+    publishes: str
+    summary: str
+    needs_torch: bool = True
+
+    @property
+    def module(self) -> str:
+        """Where its `run(config, context)` lives."""
+        return f"hdtrain.stages.{self.name.replace('-', '_')}"
+
+
+STAGES: dict[str, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec("shard", ShardConfig, "images", "raw data sets to WebDataset shards", needs_torch=False),
+        StageSpec("verify", VerifyConfig, "verification", "check published shards", needs_torch=False),
+        StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
+        StageSpec("encode", EncodeConfig, "latents", "images to latent shards"),
+        StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
+        StageSpec("train-classifier", TrainClassifierConfig, "classifier", "train φ, ϕ or a downstream classifier"),
+        StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
+        StageSpec("sample", SampleConfig, "images", "classifier-guided mass generation"),
+        StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
+        StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
+        StageSpec("report", ReportConfig, "report", "one self-contained report.html", needs_torch=False),
+    )
+}

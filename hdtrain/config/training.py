@@ -1,0 +1,253 @@
+"""Configs of the training stages: `train-vae`, `train-ldm`, `train-classifier`, `adapt-decoder`; and of `encode`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hdtrain.config.base import (
+    AutoencoderParent,
+    ClassifierParent,
+    Config,
+    ImagesParent,
+    LatentsParent,
+    WeightsFile,
+)
+from hdtrain.config.presets import AutoencoderPreset, ClassifierPreset, DenoiserPreset
+
+
+class OptimConfig(Config):
+    """AdamW (`weight_decay: 0` makes it Adam) with linear warm-up, then constant, cosine or linear decay to zero."""
+
+    lr: float = Field(gt=0)
+    """The learning rate at `batch.global_batch_size`; it is not rescaled."""
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_images: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    clip_grad_norm: float = Field(1.0, ge=0)
+    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+
+
+class BatchConfig(Config):
+    """Sizes of a batch. Per-rank numbers are derived by `BatchPlan`, never stored."""
+
+    global_batch_size: int = Field(ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Images a rank and pass; None: the global batch split evenly over the ranks, without accumulation."""
+
+
+class DurationConfig(Config):
+    """How long to train, in images seen, so that it survives a change of batch size."""
+
+    images: int = Field(ge=1)
+    checkpoint_every_images: int | None = Field(None, ge=1)
+    """None: ten times a run."""
+    visualise_every_images: int | None = Field(None, ge=1)
+    """None: five times a run."""
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every_steps: int = Field(10, ge=1)
+
+
+class EngineConfig(Config):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+
+class EmaConfig(Config):
+    """Exponential moving average, with warm-up min(decay, (1+n)/(10+n))."""
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+
+
+class ReaderConfig(Config):
+    """How image shards become batches."""
+
+    resolution: int = Field(256, ge=8)
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash`: resize to resolution × resolution (paper); `crop`: shortest side, then centre crop (released code)."""
+    flips: bool = True
+    """Random flips and quarter turns: tissue has no up."""
+    block_shards: int = Field(8, ge=1)
+    threads: int = Field(2, ge=1)
+    cache_bytes: int = Field(512 * 2**20, ge=0)
+    """A data set that fits in this many bytes when decoded is decoded once and kept."""
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+
+
+class NoPerceptual(Config):
+    """No perceptual term."""
+
+    kind: Literal["none"] = "none"
+
+
+class SqueezenetEncoder(Config):
+    """SqueezeNet 1.1 with weights from a local `.npz` (arrays `NAME.w`, `NAME.b`; input BGR minus the Caffe means)."""
+
+    kind: Literal["squeezenet"] = "squeezenet"
+    weights: WeightsFile
+
+
+class TimmEncoder(Config):
+    """Any timm model; `weights` is a safetensors or torch file of its state, None trains or tests from random weights."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    weights: WeightsFile | None = None
+
+
+class ClassifierEncoder(Config):
+    """A published classifier of ours, its features before the last layer."""
+
+    kind: Literal["classifier"] = "classifier"
+    classifier: ClassifierParent
+
+
+class LpipsVgg(Config):
+    """LPIPS with its VGG-16 backbone from a local file (torchvision's `vgg16-397923af.pth`); channel weights ship with lpips."""
+
+    kind: Literal["lpips-vgg"] = "lpips-vgg"
+    weights: WeightsFile
+
+
+EncoderConfig = Annotated[SqueezenetEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")]
+PerceptualConfig = Annotated[
+    NoPerceptual | LpipsVgg | SqueezenetEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")
+]
+
+
+class AdversarialConfig(Config):
+    """PatchGAN with hinge loss and the adaptive weight of VQGAN, from `start_images` on."""
+
+    start_images: int = Field(300_006, ge=0)
+    """50,001 steps at the published batch of 6."""
+    weight: float = Field(0.5, ge=0)
+    """0 trains without a discriminator."""
+    lr: float | None = Field(None, gt=0)
+    """None: the generator's."""
+
+
+class TrainVaeConfig(Config):
+    """Train the autoencoder: `hdtrain train-vae`."""
+
+    images: list[ImagesParent] = Field(min_length=1)
+    preset: AutoencoderPreset = "kl-f4"
+    reader: ReaderConfig = ReaderConfig()
+    batch: BatchConfig = BatchConfig(global_batch_size=6)
+    optim: OptimConfig = OptimConfig(lr=4.5e-6, weight_decay=0.0, betas=(0.5, 0.9))
+    duration: DurationConfig
+    engine: EngineConfig = EngineConfig()
+    perceptual: PerceptualConfig
+    perceptual_weight: float = Field(1.0, ge=0)
+    kl_weight: float = Field(6.25e-8, ge=0)
+    """For the mean-reduced KL; the published 1e-6 belongs to the sum-reduced form."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    latent_stats_images: int = Field(10_000, ge=1)
+    seed: int = 0
+
+
+class EncodeConfig(Config):
+    """Cache the posterior's mean and std of every image: `hdtrain encode`."""
+
+    images: list[ImagesParent] = Field(min_length=1)
+    vae: AutoencoderParent
+    reader: ReaderConfig = ReaderConfig()
+    flips: bool = False
+    """Cache the horizontally flipped image as a second entry (a flip of the image is not a flip of the latent)."""
+    batch_size: int = Field(32, ge=1)
+    records_per_member: int = Field(256, ge=1)
+
+
+class NoiseScheduleConfig(Config):
+    """β schedule, as diffusers names it; `linear` is the paper's word, `scaled_linear` what LDM code does."""
+
+    kind: Literal["linear", "scaled_linear"] = "linear"
+    beta_start: float = Field(1e-4, gt=0)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    num_train_timesteps: int = Field(1000, ge=2)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "NoiseScheduleConfig":
+        if self.beta_end <= self.beta_start:
+            raise ValueError(f"beta_end ({self.beta_end}) must be greater than beta_start ({self.beta_start})")
+        return self
+
+
+class TrainLdmConfig(Config):
+    """Train the latent diffusion model: `hdtrain train-ldm`."""
+
+    latents: LatentsParent
+    vae: AutoencoderParent
+    preset: DenoiserPreset = "ldm4"
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    loss: Literal["mse", "l1"] = "mse"
+    batch: BatchConfig = BatchConfig(global_batch_size=4)
+    optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000)
+    duration: DurationConfig
+    engine: EngineConfig = EngineConfig()
+    ema: EmaConfig = EmaConfig()
+    seed: int = 0
+
+
+class ImageClassifier(Config):
+    """φ: the autoencoder's encoder trunk with attention pooling, on images."""
+
+    kind: Literal["image"] = "image"
+    images: list[ImagesParent] = Field(min_length=1)
+    preset: ClassifierPreset = "lae"
+    reader: ReaderConfig = ReaderConfig()
+
+
+class LatentClassifier(Config):
+    """ϕ: the same trunk on noisy latents z_t, with the timestep."""
+
+    kind: Literal["latent"] = "latent"
+    latents: LatentsParent
+    preset: ClassifierPreset = "lae"
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+
+
+class TimmClassifier(Config):
+    """The downstream classifier: any timm model, on real images plus whatever an arm adds."""
+
+    kind: Literal["timm"] = "timm"
+    images: list[ImagesParent] = Field(min_length=1)
+    name: str = "vit_base_patch16_224"
+    weights: WeightsFile | None = None
+    augment: Literal["none", "conventional"] = "none"
+    """`conventional` adds colour jitter and random resized crops to the flips."""
+    reader: ReaderConfig = ReaderConfig()
+
+
+class TrainClassifierConfig(Config):
+    """Train φ, ϕ or the downstream classifier, once a seed: `hdtrain train-classifier`."""
+
+    model: Annotated[ImageClassifier | LatentClassifier | TimmClassifier, Field(discriminator="kind")]
+    batch: BatchConfig = BatchConfig(global_batch_size=64)
+    optim: OptimConfig = OptimConfig(lr=5e-5)
+    duration: DurationConfig
+    engine: EngineConfig = EngineConfig()
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    seeds: list[int] = Field([0], min_length=1)
+
+
+class AdaptDecoderConfig(Config):
+    """Fine-tune the decoder on the labelled set, with cross-entropy through φ: `hdtrain adapt-decoder`."""
+
+    images: list[ImagesParent] = Field(min_length=1)
+    vae: AutoencoderParent
+    classifier: ClassifierParent
+    reader: ReaderConfig = ReaderConfig()
+    batch: BatchConfig = BatchConfig(global_batch_size=4)
+    optim: OptimConfig = OptimConfig(lr=5e-5, weight_decay=0.0)
+    duration: DurationConfig
+    engine: EngineConfig = EngineConfig()
+    perceptual: PerceptualConfig
+    perceptual_weight: float = Field(1.0, ge=0)
+    classifier_weight: float = Field(1.0, ge=0)
+    """λ_CE."""
+    seed: int = 0
+
+

@@ -1,0 +1,54 @@
+"""What a run directory stands for: a hash over the stage's config and its parents' content.
+
+Two runs with the same fingerprint would compute the same thing, so the second is skipped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hdtrain.config.base import Config, InputFile, Kinds, references
+from hdtrain.errors import ConfigError, ManifestError
+from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
+from hdtrain.formats.manifest import Manifest, read_manifest
+
+
+def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]]:
+    """Every parent that `config` names, by dotted key, with its manifest; weights files are checked to exist.
+
+    Raises:
+        ConfigError: one line for every parent that is not published or of a wrong kind, and every missing file.
+    """
+    parents: dict[str, tuple[Path, Manifest]] = {}
+    problems = []
+    for reference in references(config):
+        if isinstance(reference.marker, Kinds):
+            try:
+                parents[reference.dotted] = (
+                    reference.path,
+                    read_manifest(reference.path, reference.marker.kinds),
+                )
+            except ManifestError as error:
+                problems.append(f"{reference.dotted}: {error}")
+        elif not reference.path.is_file():
+            problems.append(f"{reference.dotted}: no such file: {reference.path}")
+    if problems:
+        raise ConfigError(source, problems)
+    return parents
+
+
+def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manifest]]) -> str:
+    """Hash of the stage's name, its config with every reference replaced by the content's hash."""
+    replaced: dict[str, str] = {dotted: manifest.identity for dotted, (_, manifest) in parents.items()}
+    for reference in references(config):
+        if isinstance(reference.marker, InputFile):
+            replaced[reference.dotted] = sha256_file(reference.path)
+    tree: Any = config.model_dump(mode="json")
+    for dotted, digest in replaced.items():
+        _replace(tree, dotted.split("."), digest)
+    return sha256_bytes(canonical_json({"stage": stage, "config": tree}))
+
+
+def _replace(tree: Any, parts: list[str], value: str) -> None:
+    for part in parts[:-1]:
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    tree[int(parts[-1]) if isinstance(tree, list) else parts[-1]] = value

@@ -1,0 +1,66 @@
+"""How a run came about: commit, versions, host, command, times. Kept in `run.json`, outside every hash."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hdtrain.formats.atomic import write_json
+from hdtrain.formats.run_dir import RunDir
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "timm", "webdataset", "numpy", "pillow", "simplejpeg")
+
+
+@cache
+def git_commit() -> str:
+    """Commit of the code that runs, with `+` for uncommitted changes; HDTRAIN_COMMIT or `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+        return head.strip() + ("+" if dirty.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("HDTRAIN_COMMIT", "unknown")
+
+
+def read_run_json(run: RunDir) -> dict[str, Any]:
+    """The run's record, or an empty one."""
+    try:
+        record: dict[str, Any] = json.loads(run.run_json.read_bytes())
+        return record
+    except (OSError, ValueError):
+        return {}
+
+
+def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
+    """Add an attempt to `run.json`."""
+    record = read_run_json(run)
+    attempts = [*record.get("attempts", []), {"started": time.time(), "ranks": ranks, "pid": os.getpid()}]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    write_json(
+        run.run_json,
+        {
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "commit": git_commit(),
+            "versions": {"python": platform.python_version(), **versions},
+            "host": socket.gethostname(),
+            "cpus": os.cpu_count(),
+            "attempts": attempts,
+        },
+    )
+
+
+def record_end(run: RunDir, status: str) -> None:
+    """Close the newest attempt: `status` is done, failed or stopped."""
+    record = read_run_json(run)
+    record["attempts"][-1] |= {"ended": time.time(), "status": status}
+    write_json(run.run_json, record)
