@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """`["a.b=1"]` to `{"a.b": 1}`; values are read as YAML, so `[1, 2]`, `true` and `null` mean what they mean there."""
+    """`["a.b=1"]` to `{"a.b": 1}`; values are YAML, so `[1, 2]`, `true` and `null` mean what they mean there."""
     overrides, problems = {}, []
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -50,17 +50,24 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def set_dotted(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `tree["a"]["b"] = value` for `a.b`, making the mappings on the way; list positions are numbers."""
+    """Set `tree["a"]["b"] = value` for `a.b`, making the mappings on the way; list positions are numbers.
+
+    Raises:
+        ConfigError: a part of the key is a plain value, or no position of its list.
+    """
     *parents, last = dotted.split(".")
     node: Any = tree
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node = node[_position(node, part, dotted)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError("command line", [f"{dotted}: '{part}' is a value, not a mapping"])
-    if isinstance(node, list):
-        node[int(last)] = value
-    else:
-        node[last] = value
+    node[_position(node, last, dotted) if isinstance(node, list) else last] = value
+
+
+def _position(values: list[Any], part: str, dotted: str) -> int:
+    if not part.isdecimal() or int(part) >= len(values):
+        raise ConfigError("command line", [f"{dotted}: expected a list position 0 to {len(values) - 1}, got '{part}'"])
+    return int(part)
 
 
 def validate(model: type[ConfigT], tree: Mapping[str, Any], source: str) -> ConfigT:

@@ -44,11 +44,15 @@ def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manif
             replaced[reference.dotted] = sha256_file(reference.path)
     tree: Any = config.model_dump(mode="json")
     for dotted, digest in replaced.items():
-        _replace(tree, dotted.split("."), digest)
+        _replace(tree, dotted, digest)
     return sha256_bytes(canonical_json({"stage": stage, "config": tree}))
 
 
-def _replace(tree: Any, parts: list[str], value: str) -> None:
-    for part in parts[:-1]:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
-    tree[int(parts[-1]) if isinstance(tree, list) else parts[-1]] = value
+def _replace(tree: Any, dotted: str, value: str) -> None:
+    """Set the leaf at `dotted`. A key of a mapping may hold dots itself (an arm named `selective-0.5`)."""
+    keys = range(len(tree)) if isinstance(tree, list) else tree
+    key = max((k for k in keys if f"{dotted}.".startswith(f"{k}.")), key=lambda k: len(str(k)))
+    if str(key) == dotted:
+        tree[key] = value
+    else:
+        _replace(tree[key], dotted.removeprefix(f"{key}."), value)

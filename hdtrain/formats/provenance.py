@@ -19,12 +19,16 @@ PACKAGES = ("torch", "deepspeed", "diffusers", "timm", "webdataset", "numpy", "p
 
 @cache
 def git_commit() -> str:
-    """Commit of the code that runs, with `+` for uncommitted changes; HDTRAIN_COMMIT or `unknown` outside a checkout."""
+    """Commit of the code that runs, `+` for uncommitted changes; HDTRAIN_COMMIT or `unknown` outside a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         return head.strip() + ("+" if dirty.strip() else "")
     except (OSError, subprocess.CalledProcessError):
@@ -38,6 +42,11 @@ def read_run_json(run: RunDir) -> dict[str, Any]:
         return record
     except (OSError, ValueError):
         return {}
+
+
+def record_prepared(run: RunDir, stage: str, fingerprint: str) -> None:
+    """Mark a run directory as this fingerprint's before anything else is written there."""
+    write_json(run.run_json, {**read_run_json(run), "stage": stage, "fingerprint": fingerprint})
 
 
 def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:

@@ -56,6 +56,11 @@ class RunDir:
         return self.path / "index.parquet"
 
     @property
+    def work(self) -> Path:
+        """What a stage needs to go on after a kill; removed once it has published."""
+        return self.path / "work"
+
+    @property
     def model(self) -> Path:
         """Published weights and their architecture."""
         return self.path / "model"

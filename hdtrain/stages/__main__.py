@@ -1,23 +1,30 @@
 """`python -m hdtrain.stages STAGE RUN_DIR`: run one prepared stage in this process (or as one rank of torchrun).
 
 Exit codes: 0 published, 2 a mistake of the user's making (one message on stderr), 3 stopped by a signal after saving.
+torchrun knows success and failure only, so a launcher that uses it names a file in HDTRAIN_OUTCOME: there the first
+rank to fail writes `{"code": …, "message": …}` instead of printing.
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
 from hdtrain.config.stages import STAGES
+from hdtrain.distributed.processes import die_with_parent
 from hdtrain.errors import HdtrainError
+from hdtrain.formats.atomic import write_json
 from hdtrain.formats.provenance import record_end, record_start
 from hdtrain.stages.base import StageContext
 
+MISTAKE = 2
 STOPPED = 3
+OUTCOME_VARIABLE = "HDTRAIN_OUTCOME"
 
 
 def run_stage(stage: str, directory: Path) -> int:
     """Run a prepared stage; return the exit code."""
-    context = None
+    context, message = None, ""
     try:
         config, context = StageContext.open(stage, directory)
         if context.world.is_main:
@@ -25,8 +32,8 @@ def run_stage(stage: str, directory: Path) -> int:
         importlib.import_module(STAGES[stage].module).run(config, context)
         code, status = 0, "done"
     except HdtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code, status = 2, "failed"
+        message = str(error)
+        code, status = MISTAKE, "failed"
     except SystemExit as stop:
         code = int(stop.code or 0)
         status = "stopped" if code == STOPPED else "failed"
@@ -36,8 +43,29 @@ def run_stage(stage: str, directory: Path) -> int:
         raise
     if context is not None and context.world.is_main:
         record_end(context.run, status)
-    return code
+    return _report(code, message)
+
+
+def _report(code: int, message: str) -> int:
+    """Say what went wrong, once, to whoever listens; return the exit code of this process."""
+    outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome is None:
+        if message:
+            print(f"error: {message}", file=sys.stderr)
+        return code
+    if code and not Path(outcome).exists():
+        write_json(Path(outcome), {"code": code, "message": message})
+    # All ranks stop together, and torchrun would take the first one's exit code 3 for a failure and kill the others.
+    return 0 if code == STOPPED else code
+
+
+def main() -> int:
+    """Entry point of one process."""
+    if OUTCOME_VARIABLE in os.environ:
+        die_with_parent()
+        os.dup2(1, 2)  # what ranks say goes to stdout; stderr is left to torchrun's own messages
+    return run_stage(sys.argv[1], Path(sys.argv[2]))
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main())

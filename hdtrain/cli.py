@@ -1,0 +1,166 @@
+"""The command line: one stage, or a recipe of them.
+
+    hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--dry-run] [key=value …]
+    hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE …] [--dry-run] [key=value …]
+
+The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped by a signal
+after saving, 130 interrupted, 128 + n killed by signal n.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hdtrain.config.base import Config
+from hdtrain.config.load import parse_overrides, read_yaml, set_dotted
+from hdtrain.config.stages import STAGES
+from hdtrain.errors import HdtrainError
+from hdtrain.formats.run_dir import RunDir
+from hdtrain.prepare import inspect, resolve, run_node
+from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
+from hdtrain.stages.__main__ import MISTAKE, STOPPED
+from launchers.local import LocalLauncher
+
+_PATHS = "Relative paths, in files and overrides alike, are relative to the current directory."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    args.overrides += rest
+    wrong = [text for text in args.overrides if text.startswith("-") or "=" not in text]
+    if wrong:
+        parser.error(f"expected key=value, got: {' '.join(wrong)}")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # our lines and the stages' keep their order
+    try:
+        return int(args.run(args))
+    except HdtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hdtrain",
+        description="Latent diffusion on image patches, from raw patches to an honest report.",
+        epilog="The same command again continues: what is published for the same config and parents is skipped.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = _command(commands, "run", "run a recipe: a YAML graph of stages", run)
+    command.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run directories (default: the recipe's)"
+    )
+    command.add_argument("--only", nargs="+", action="extend", default=[], metavar="NODE", help="run these nodes alone")
+    _common(command, "VARIABLE=value or NODE.dotted.key=value")
+    for spec in STAGES.values():
+        command = _command(commands, spec.name, spec.summary, stage)
+        command.set_defaults(stage=spec.name)
+        command.add_argument("config", nargs="?", default="-", metavar="CONFIG.yaml", help="`-`: overrides alone")
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory")
+        _common(command, "dotted.key=value")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, function: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=_PATHS, allow_abbrev=False
+    )
+    command.set_defaults(run=function)
+    return command
+
+
+def _common(command: argparse.ArgumentParser, overrides: str) -> None:
+    command.add_argument("--ranks", type=_positive, metavar="N", help="processes a stage (default: 1)")
+    command.add_argument("--dry-run", action="store_true", help="check everything, say what would run, run nothing")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return int(text)
+
+
+def stage(args: argparse.Namespace) -> int:
+    """`hdtrain STAGE`: one run directory."""
+    if "=" in args.config and not Path(args.config).exists():
+        args.overrides, args.config = [args.config, *args.overrides], "-"
+    source = "command line" if args.config == "-" else args.config
+    tree = {} if args.config == "-" else read_yaml(Path(args.config))
+    for key, value in parse_overrides(args.overrides).items():
+        set_dotted(tree, key, value)
+    config: Config = resolve(STAGES[args.stage].config, tree, source)
+    directory = args.out.expanduser().absolute()
+    if args.dry_run:
+        print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
+        return 0
+    with LocalLauncher() as launcher:
+        outcome = run_node(args.stage, config, directory, ranks=args.ranks or 1, launcher=launcher, source=source)
+    if outcome.code:
+        print(_failure(directory.name, args.stage, directory, outcome), file=sys.stderr)
+    return _exit_code(outcome)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`hdtrain run`: a recipe."""
+    args.overrides += [text for text in args.only if "=" in text]  # `--only a b key=value`
+    only = [text for text in args.only if "=" not in text]
+    recipe = load_recipe(args.recipe, args.overrides, args.out, args.ranks)
+    if args.dry_run:
+        rows = [(node.name, node.stage, str(state or "to do")) for node, state in plan(recipe, only)]
+        print(_table([("node", "stage", f"in {recipe.out}"), *rows]))
+        return 0
+    with LocalLauncher(warm=True) as launcher:
+        ended = run_recipe(recipe, launcher, only)
+    return _summary(recipe, ended)
+
+
+def _summary(recipe: Recipe, ended: list[tuple[Node, Outcome | None]]) -> int:
+    rows = [
+        (node.name, node.stage, outcome.status if outcome else "not run", f"{outcome.seconds:.1f}" if outcome else "")
+        for node, outcome in ended
+    ]
+    print(f"\n{recipe.name} in {recipe.out}\n" + _table([("node", "stage", "status", "seconds"), *rows]))
+    for node, outcome in ended:
+        if outcome and outcome.code:
+            print(_failure(node.name, node.stage, node.directory, outcome), file=sys.stderr)
+            left = [other.name for other, result in ended if result is None]
+            if left:
+                print(f"not run: {', '.join(left)}", file=sys.stderr)
+            return _exit_code(outcome)
+    for node, _ in ended:
+        if node.stage == "report":
+            print(RunDir(node.directory).report)
+    return 0
+
+
+def _failure(name: str, stage: str, directory: Path, outcome: Outcome) -> str:
+    log = max(RunDir(directory).logs.glob("*.log"), default=RunDir(directory).logs)
+    if outcome.code == STOPPED:
+        return f"{name} ({stage}) was stopped by a signal after saving; the same command continues"
+    how = f"was killed by {signal.Signals(-outcome.code).name}" if outcome.code < 0 else f"failed ({outcome.code})"
+    return f"{name} ({stage}) {how}; its log: {log}; the same command tries again"
+
+
+def _exit_code(outcome: Outcome) -> int:
+    return 128 - outcome.code if outcome.code < 0 else outcome.code
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Classifier guidance: ∇ log p_ϕ(y | z_t) in fp32 (HistoDiffusion eq. 7; Dhariwal & Nichol 2021, algorithm 2)."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LatentClassifierFn = Callable[[Tensor, Tensor], Tensor]
+
+
+def classifier_gradient(
+    classifier: LatentClassifierFn, z_t: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], labels: Int[Tensor, " n"]
+) -> Float[Tensor, "n c h w"]:
+    """∇_{z_t} log p_ϕ(y | z_t, t). The classifier's own parameters must be frozen."""
+    with torch.enable_grad():
+        z = z_t.detach().float().requires_grad_(True)
+        log_probabilities = torch.log_softmax(classifier(z, t).float(), dim=1)
+        chosen = log_probabilities.gather(1, labels[:, None]).sum()
+        return torch.autograd.grad(chosen, z)[0]
+
+
+def guided_epsilon(
+    epsilon: Float[Tensor, "n c h w"], gradient: Float[Tensor, "n c h w"], alpha_bar: float, guidance: float
+) -> Float[Tensor, "n c h w"]:
+    """ε̂ = ε − g·√(1−ᾱ_t)·∇ log p_ϕ(y | z_t, t)."""
+    return epsilon - guidance * (1 - alpha_bar) ** 0.5 * gradient

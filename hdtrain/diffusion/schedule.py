@@ -1,0 +1,50 @@
+"""Noise schedules and solvers are diffusers'; this is where a config becomes one."""
+
+from functools import cached_property
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hdtrain.config.training import NoiseScheduleConfig
+
+
+class NoiseSchedule:
+    """β_t, ᾱ_t and the forward process q(z_t | z_0), T = `num_train_timesteps`."""
+
+    def __init__(self, config: NoiseScheduleConfig):
+        self.config = config
+        self.num_timesteps = config.num_train_timesteps
+
+    def ddim(self) -> DDIMScheduler:
+        """DDIM with timesteps 1, 1 + T/S, … and no clipping, the final step going to ᾱ_0 of the first timestep."""
+        return DDIMScheduler(
+            num_train_timesteps=self.num_timesteps,
+            beta_start=self.config.beta_start,
+            beta_end=self.config.beta_end,
+            beta_schedule=self.config.kind,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            timestep_spacing="leading",
+        )
+
+    @cached_property
+    def alphas_cumprod(self) -> Float[Tensor, " t"]:
+        """ᾱ_t = ∏(1 − β_i)."""
+        alphas: Tensor = self.ddim().alphas_cumprod
+        return alphas
+
+    def add_noise(
+        self, z0: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], t: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n c h w"]:
+        """z_t = √ᾱ_t z_0 + √(1−ᾱ_t) ε."""
+        alpha = self.alphas_cumprod.to(z0.device)[t].view(-1, 1, 1, 1)
+        return alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
+
+
+def timesteps_of(scheduler: DDIMScheduler, steps: int) -> list[int]:
+    """The timesteps of a solver with `steps` steps, largest first."""
+    scheduler.set_timesteps(steps)
+    return [int(t) for t in torch.as_tensor(scheduler.timesteps)]

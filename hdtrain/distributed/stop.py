@@ -1,0 +1,21 @@
+"""The stop flag: a signal sets it, every rank learns of it at the next step, all save, and the run can go on later."""
+
+import signal
+from types import FrameType
+
+STOPPED_EXIT_CODE = 3
+"""A stage that saved because of a signal leaves with this; the same command continues."""
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGUSR1 or SIGINT. A second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True

@@ -1,0 +1,166 @@
+"""Frozen encoders behind one face: images in, feature vectors or feature maps out, with the weights' hash."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from hdtrain.config.training import ClassifierEncoder, EncoderConfig, SqueezenetEncoder, TimmEncoder
+from hdtrain.errors import ManifestError, WeightsError
+from hdtrain.features.resize import resize_float
+from hdtrain.features.squeezenet import FEATURE_DIM, load_squeezenet
+from hdtrain.features.weights import load_strictly, read_state
+from hdtrain.formats.atomic import sha256_file
+from hdtrain.formats.manifest import read_manifest
+from hdtrain.models.classifier import load_classifier
+
+RESIZE = "PIL bicubic, antialiased, in float (clean-fid's)"
+SQUEEZENET_RESOLUTION = 160
+"""Fully convolutional; on 150 px H&E patches, 160 separates tissue classes better than ImageNet's 224 and costs half."""
+
+
+class Encoder(nn.Module):
+    """A frozen network in eval mode."""
+
+    name: str
+    """What metrics are named after: FD-NAME."""
+    weights_sha256: str
+    resolution: int
+    dim: int
+
+    @torch.no_grad()
+    def embed(self, images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n d"]:
+        """Pooled features of RGB 0..255 images of any size, on the encoder's device; not L2-normalised."""
+        device = next(self.parameters()).device
+        return self.pooled(resize_float(torch.as_tensor(images).to(device), self.resolution)).float()
+
+    @abstractmethod
+    def pooled(self, x: Float[Tensor, "n 3 r r"]) -> Float[Tensor, "n d"]:
+        """Features of RGB 0..255 at the encoder's resolution."""
+
+    @abstractmethod
+    def feature_maps(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+        """Maps (n, c, h, w), finest first, of images in [−1, 1] at their own size; differentiable in x."""
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stays in eval mode, whatever contains it."""
+        return super().train(False)
+
+
+class Squeezenet(Encoder):
+    """SqueezeNet 1.1: the global average of fire9's 512 maps."""
+
+    def __init__(self, weights: Path):
+        super().__init__()
+        self.net = load_squeezenet(weights)
+        self.name, self.weights_sha256 = "squeezenet1_1", sha256_file(weights)
+        self.resolution, self.dim = SQUEEZENET_RESOLUTION, FEATURE_DIM
+        self._freeze()
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Global average of the last maps."""
+        return self.net(x)[-1].mean(dim=(2, 3))
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """conv1, fire3 and fire5 to fire9."""
+        maps: list[Tensor] = self.net((x + 1) * 127.5)
+        return maps
+
+
+class Timm(Encoder):
+    """A timm model without its head, at its own input size and normalisation."""
+
+    def __init__(self, name: str, weights: Path | None):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights must be the same on every rank and in every run
+            try:
+                self.net = timm.create_model(name, pretrained=False, num_classes=0)
+            except RuntimeError as error:
+                raise WeightsError(f"timm has no model '{name}': {error}") from None
+        config = timm.data.resolve_model_data_config(self.net)
+        self.name, self.weights_sha256 = f"timm-{name}", "random"
+        if weights is None:
+            self.name += "-random"
+        else:
+            head = self.net.pretrained_cfg.get("classifier") or "head"
+            heads = (head,) if isinstance(head, str) else tuple(head)
+            load_strictly(self.net, read_state(weights), weights, ignored=heads)
+            self.weights_sha256 = sha256_file(weights)
+        self.fixed_size = bool(self.net.pretrained_cfg.get("fixed_input_size"))
+        self.resolution = int(config["input_size"][-1])
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self._freeze()
+        self.dim = int(self.pooled(torch.zeros(1, 3, self.resolution, self.resolution)).shape[1])
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std  # type: ignore[operator]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """CLS token or global pooling, as the model does it before its head."""
+        features: Tensor = self.net(self._normalised(x / 255))
+        return features
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """timm's intermediates of every stage (of a transformer, the last four blocks as maps)."""
+        if not hasattr(self.net, "forward_intermediates"):
+            raise WeightsError(f"{self.name} gives no intermediate maps; use another model for the perceptual loss")
+        if self.fixed_size and x.shape[-1] != self.resolution:
+            x = nn.functional.interpolate(x, size=self.resolution, mode="bicubic", antialias=True)
+        indices = 4 if self.fixed_size else None
+        maps: list[Tensor] = self.net.forward_intermediates(
+            self._normalised((x + 1) / 2), indices=indices, intermediates_only=True, output_fmt="NCHW"
+        )
+        return maps
+
+
+class OwnClassifier(Encoder):
+    """A published classifier of ours (its first seed): features before the last layer."""
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.net = load_classifier(directory)
+        if self.net.kind == "latent":
+            raise ManifestError(f"{directory}: a classifier of latents cannot encode images; use one of kind image or timm")
+        self.name, self.weights_sha256 = f"classifier-{directory.resolve().name}", _first_weights(directory)
+        self.resolution = self.net.resolution
+        self._freeze()
+        self.dim = int(self.pooled(torch.zeros(1, 3, self.resolution, self.resolution)).shape[1])
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The vector that the last layer sees."""
+        return self.net.features(x / 127.5 - 1)
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """The classifier's own."""
+        return self.net.feature_maps(x)
+
+
+def _first_weights(directory: Path) -> str:
+    manifest = read_manifest(directory, ("classifier",))
+    seed = f"seed-{manifest.info['seeds'][0]}"
+    named = [digest for name, digest in manifest.files.items() if Path(name).stem == seed]
+    return named[0] if named else manifest.identity
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """The encoder that `config` names, frozen, in eval mode, on the CPU.
+
+    Raises:
+        WeightsError: weights are missing or of another model.
+        ManifestError: the classifier is not published or does not take images.
+    """
+    if isinstance(config, SqueezenetEncoder):
+        return Squeezenet(config.weights)
+    if isinstance(config, TimmEncoder):
+        return Timm(config.name, config.weights)
+    assert isinstance(config, ClassifierEncoder)
+    return OwnClassifier(config.classifier)

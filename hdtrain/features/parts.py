@@ -1,0 +1,118 @@
+"""Exactly-once work on shards: one part file a shard, written by whichever rank the shard falls to, skipped when there.
+
+No collective runs in the loop. Whoever merges reads the parts in the order of the units, so the result does not
+depend on how many ranks made them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hdtrain.data.images import iterate_shard
+from hdtrain.distributed.collectives import barrier
+from hdtrain.distributed.world import World
+from hdtrain.features.encoders import Encoder
+from hdtrain.formats.atomic import atomic_file
+from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.shards import ShardReader, open_shards
+from hdtrain.progress import Progress
+
+Arrays = dict[str, np.ndarray]
+"""Arrays with one row a sample; `keys` and `labels` (−1: unlabelled) among them."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard's piece of work: the part's name, how many samples, and the work."""
+
+    name: str
+    samples: int
+    compute: Callable[[], Arrays]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Part files below a run directory. The fingerprint in the path keeps parts of another config apart."""
+
+    directory: Path
+    world: World
+
+    @classmethod
+    def open(cls, run: Path, fingerprint: str, world: World) -> "Parts":
+        """`RUN/parts/FINGERPRINT/`."""
+        return cls(run / "parts" / fingerprint[:16], world)
+
+    def path(self, unit: Unit) -> Path:
+        """The part's file."""
+        return self.directory / f"{unit.name}.npz"
+
+    def compute(self, title: str, units: Sequence[Unit]) -> None:
+        """Make this rank's share of the parts that are not there, then wait for the other ranks."""
+        mine = self.world.share(units)
+        todo = [unit for unit in mine if not self.path(unit).exists()]
+        total = sum(unit.samples for unit in mine)
+        done = total - sum(unit.samples for unit in todo)
+        with Progress(title, total, done=done, enabled=self.world.is_main) as progress:
+            for unit in todo:
+                arrays = unit.compute()
+                with atomic_file(self.path(unit)) as stream:
+                    np.savez(stream, **arrays)  # type: ignore[arg-type]
+                progress.update(unit.samples)
+        barrier()
+
+    def load(self, units: Sequence[Unit]) -> Arrays:
+        """The parts of `units`, concatenated in that order."""
+        parts = []
+        for unit in units:
+            with np.load(self.path(unit)) as archive:
+                parts.append({name: archive[name] for name in archive.files})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def shard_units(
+    name: str, dataset: tuple[Path, Manifest], compute: Callable[[ShardReader], Arrays]
+) -> list[Unit]:
+    """One unit a shard of a published image data set; part names come from `name` and the shard's own name."""
+    directory, manifest = dataset
+    return [
+        Unit(f"{name}-{reader.path.stem}", entry.samples, partial(compute, reader))
+        for reader, entry in zip(open_shards(directory, manifest), manifest.shards, strict=True)
+    ]
+
+
+def embed_shard(reader: ShardReader, encoder: Encoder, batch_size: int, resolution: int) -> Arrays:
+    """`features` float32 (n, d) of one shard's images, seen at `resolution` first, not normalised."""
+    keys, labels, features = [], [], [np.empty((0, encoder.dim), np.float32)]
+    for batch in iterate_shard(reader, batch_size, resolution):
+        keys += batch.keys
+        labels.append(batch.labels)
+        features.append(encoder.embed(batch.images).cpu().numpy())
+    return {"keys": np.array(keys, str), "labels": _concatenate(labels), "features": np.concatenate(features)}
+
+
+@torch.no_grad()
+def classify_shard(reader: ShardReader, classifiers: Sequence[nn.Module], batch_size: int) -> Arrays:
+    """`probabilities` float32 (n, len(classifiers), classes): softmax at the classifiers' own resolution."""
+    keys, labels, probabilities = [], [], []
+    first = classifiers[0]
+    device = next(first.parameters()).device
+    for batch in iterate_shard(reader, batch_size, int(first.resolution)):  # type: ignore[arg-type]
+        x = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        keys += batch.keys
+        labels.append(batch.labels)
+        probabilities.append(torch.stack([model(x).float().softmax(1) for model in classifiers], 1).cpu().numpy())
+    shape = (0, len(classifiers), len(first.classes))  # type: ignore[arg-type]
+    return {
+        "keys": np.array(keys, str),
+        "labels": _concatenate(labels),
+        "probabilities": np.concatenate([np.empty(shape, np.float32), *probabilities]),
+    }
+
+
+def _concatenate(labels: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *labels])

@@ -1,0 +1,121 @@
+"""The latent autoencoder (LAE): diffusers' AutoencoderKL by preset, and the codec that carries its latent scale."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hdtrain.config.presets import AUTOENCODERS
+from hdtrain.errors import ManifestError
+from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.run_dir import RunDir
+
+
+def build_autoencoder(preset: str, resolution: int) -> AutoencoderKL:
+    """A fresh autoencoder of one of `AUTOENCODERS`."""
+    size = AUTOENCODERS[preset]
+    levels = len(size.block_channels)
+    return AutoencoderKL(
+        block_out_channels=size.block_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=size.layers_per_block,
+        latent_channels=size.latent_channels,
+        norm_num_groups=size.norm_groups,
+        mid_block_add_attention=size.mid_attention,
+        sample_size=resolution,
+        scaling_factor=1.0,
+    )
+
+
+def to_unit_range(images: Tensor) -> Float[Tensor, "n 3 h w"]:
+    """uint8 NHWC 0..255 to float32 NCHW in [−1, 1]: x/127.5 − 1."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+
+
+def to_uint8(images: Float[Tensor, "n 3 h w"]) -> Tensor:
+    """[−1, 1] NCHW to uint8 NHWC: the one rounding rule, clamp((x + 1) · 127.5) to nearest."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class LatentCodec(nn.Module):
+    """Pixels ↔ scaled latents z0 = s·E(x), with s stored beside the weights."""
+
+    def __init__(self, vae: AutoencoderKL, scale: float):
+        super().__init__()
+        self.vae, self.scale = vae, scale
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side."""
+        return int(self.vae.config["sample_size"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent."""
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return int(self.vae.config["latent_channels"]), self.resolution // factor, self.resolution // factor
+
+    def moments(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+        """Posterior mean and std, unscaled; logvar clamped to [−30, 20]."""
+        posterior = self.vae.encode(x).latent_dist
+        return posterior.mean, posterior.std
+
+    def latent(self, mean: Tensor, std: Tensor, noise: Tensor) -> Float[Tensor, "n c h w"]:
+        """z0 = s·(μ + σ·ε)."""
+        return (mean + std * noise) * self.scale
+
+    def decode(self, z0: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+        """x̂ = D(z0 / s)."""
+        decoded: Tensor = self.vae.decode(z0 / self.scale).sample
+        return decoded
+
+
+@dataclass(frozen=True)
+class PublishedAutoencoder:
+    """A published autoencoder: its codec, frozen, and what the manifest says of its latent space."""
+
+    codec: LatentCodec
+    info: dict[str, Any]
+
+    @property
+    def encoder_id(self) -> str:
+        """Hash of the encoder's weights: latents and models of one latent space share it."""
+        return str(self.info["encoder_id"])
+
+
+def load_autoencoder(directory: Path, device: torch.device | None = None) -> PublishedAutoencoder:
+    """Load a published autoencoder (plain or adapted), frozen, in eval mode."""
+    manifest = read_manifest(directory, ("autoencoder",))
+    vae = AutoencoderKL.from_pretrained(RunDir(directory).model, local_files_only=True)
+    vae.requires_grad_(False).eval()
+    codec = LatentCodec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
+    return PublishedAutoencoder(codec, manifest.info)
+
+
+def check_same_latent_space(what: str, ours: dict[str, Any], vae: Path, theirs: dict[str, Any]) -> None:
+    """Refuse to mix latents, models and autoencoders of different latent spaces.
+
+    Raises:
+        ManifestError: the encoder's hash or the latent scale differs; both are named.
+    """
+    if ours["encoder_id"] != theirs["encoder_id"]:
+        raise ManifestError(
+            f"{what} belongs to the autoencoder with encoder {str(ours['encoder_id'])[:12]}, but {vae} has encoder "
+            f"{str(theirs['encoder_id'])[:12]}: the VAE does not match the latents; "
+            f"encode again with {vae}, or name the VAE it was made with"
+        )
+    if ours["latent_scale"] != theirs["latent_scale"]:
+        raise ManifestError(
+            f"{what} was made with latent scale {ours['latent_scale']:.6g}, "
+            f"but {vae} has {theirs['latent_scale']:.6g}; name the VAE that it was made with"
+        )
+
+
+def manifest_latent_space(manifest: Manifest) -> dict[str, Any]:
+    """The two facts that identify a latent space."""
+    return {"encoder_id": manifest.info["encoder_id"], "latent_scale": manifest.info["latent_scale"]}

@@ -1,0 +1,181 @@
+"""One stage in one run directory: is it done, does something else lie there, lock it, write its config, run it.
+
+The recipe and the single-stage command both go through `run_node`. Nothing is ever deleted: a directory that holds
+another run is renamed to `NAME.previous-<its fingerprint>`.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import yaml
+
+from hdtrain.config.base import Config
+from hdtrain.config.load import validate
+from hdtrain.errors import HdtrainError, ManifestError
+from hdtrain.formats.atomic import write_bytes
+from hdtrain.formats.fingerprint import fingerprint, read_parents
+from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.provenance import read_run_json, record_prepared
+from hdtrain.formats.run_dir import RunDir
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Launcher(Protocol):
+    """Whatever runs a prepared stage."""
+
+    def run_stage(self, stage: str, run_dir: Path, ranks: int) -> int:
+        """Run it on `ranks` processes and return its exit code."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run directory holds, compared with what is asked for."""
+
+    status: Literal["done", "to do", "half done", "changed"]
+    fingerprint: str
+    """Of the run that is asked for."""
+    aside: Path | None = None
+    """Where the other run that lies there goes."""
+
+    def __str__(self) -> str:
+        if self.status == "half done":
+            return "half done: it goes on"
+        return f"changed: the old run moves to {self.aside.name}" if self.aside else self.status
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended; `code` is the exit code of its process."""
+
+    status: Literal["done", "skipped", "failed"]
+    code: int
+    seconds: float
+
+
+def resolve(model: type[ConfigT], tree: Mapping[str, Any], source: str) -> ConfigT:
+    """`tree` as a complete config: defaults filled in, every path absolute (taken from the working directory).
+
+    Raises:
+        ConfigError: every mistake in it.
+    """
+    return validate(model, _absolute(validate(model, tree, source).model_dump()), source)
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_absolute(item) for item in value]
+    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+
+
+def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
+    """Compare a run directory with what is asked for; its parents must be published.
+
+    Raises:
+        ConfigError: a parent is not published, or a weights file is missing.
+        HdtrainError: the directory holds files that are no run's.
+    """
+    run = RunDir(directory)
+    wanted = fingerprint(stage, config, read_parents(config, source))
+    there = [path.name for path in directory.iterdir() if not path.name.startswith(".")] if directory.exists() else []
+    if not there:
+        return State("to do", wanted)
+    if not (run.run_json.exists() or run.manifest.exists()):
+        raise HdtrainError(
+            f"{directory} is not a run directory: it holds {', '.join(sorted(there)[:3])} and no {run.run_json.name}; "
+            "give --out a new or an empty folder"
+        )
+    old = str(read_run_json(run).get("fingerprint", "unknown"))
+    published = run.manifest.exists()
+    if published:
+        with contextlib.suppress(ManifestError):
+            old = read_manifest(directory).fingerprint
+            if old == wanted:
+                return State("done", wanted)
+    elif old == wanted:
+        return State("half done", wanted)
+    return State("changed", wanted, _free_name(directory, old[:8]))
+
+
+def _free_name(directory: Path, old: str) -> Path:
+    name, count = directory.with_name(f"{directory.name}.previous-{old}"), 1
+    while name.exists():
+        count += 1
+        name = directory.with_name(f"{directory.name}.previous-{old}-{count}")
+    return name
+
+
+def prepare(stage: str, config: Config, directory: Path, state: State) -> None:
+    """Make `directory` ready for its process: another run moved aside, fingerprint and resolved config written."""
+    if state.aside:
+        directory.rename(state.aside)
+    run = RunDir(directory)
+    record_prepared(run, stage, state.fingerprint)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_bytes(run.config, text.encode())
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        HdtrainError: another process holds it.
+    """
+    path = directory.parent / f".lock-{directory.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise HdtrainError(
+                f"{directory} is in use by process {stream.read().strip()}; wait for it, or give --out another folder"
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def run_node(
+    stage: str,
+    config: Config,
+    directory: Path,
+    *,
+    ranks: int,
+    launcher: Launcher,
+    source: str,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Bring one run directory to its published state, or say how far it came.
+
+    Args:
+        stage: its name.
+        config: as `resolve` gives it.
+        directory: the run directory.
+        ranks: processes, for stages that use torch.
+        launcher: runs the prepared directory.
+        source: where the config came from, for messages.
+        say: takes one line for people.
+    """
+    with locked(directory):
+        state = inspect(stage, config, directory, source)
+        say(f"── {directory.name} ({stage}): {'skip, done' if state.status == 'done' else state}")
+        if state.status == "done":
+            return Outcome("skipped", 0, 0.0)
+        prepare(stage, config, directory, state)
+        started = time.monotonic()
+        code = launcher.run_stage(stage, directory, ranks)
+        seconds = time.monotonic() - started
+        if code == 0 and inspect(stage, config, directory, source).status != "done":
+            raise HdtrainError(f"{stage} ended well but published no manifest in {directory}: this is a bug of {stage}")
+        return Outcome("failed" if code else "done", code, seconds)

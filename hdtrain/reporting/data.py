@@ -1,0 +1,51 @@
+"""Everything the report is made of, gathered from published artefacts. Figures come from `results.json` alone."""
+
+from dataclasses import dataclass
+
+from hdtrain.config.synthesis import ReportConfig
+from hdtrain.errors import ManifestError
+from hdtrain.formats.atomic import sha256_file
+from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.results import Results, read_results
+from hdtrain.formats.run_dir import RunDir
+from hdtrain.reporting.runs import Run, follow
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What `render` needs."""
+
+    title: str
+    examples_per_class: int
+    results: Results
+    results_sha256: str
+    evaluation: Run
+    selection: Run
+    runs: dict[str, Run]
+    """By name, parents before children."""
+    warnings: list[str]
+    """Parents that are gone, or that changed after their child was made."""
+
+
+def collect(config: ReportConfig) -> ReportData:
+    """Read results and follow the graph of stages.
+
+    Raises:
+        ManifestError: evaluation or selection is not published, or results.json was altered after it was.
+    """
+    evaluation, selection = config.evaluation.resolve(), config.selection.resolve()
+    path = RunDir(evaluation).results
+    results, digest = read_results(path), sha256_file(path)
+    if read_manifest(evaluation).files.get(path.name, digest) != digest:
+        raise ManifestError(f"{path}: altered since the evaluation was published; run the evaluation again")
+    runs, warnings = follow([evaluation, selection])
+    return ReportData(
+        title=config.title,
+        examples_per_class=config.examples_per_class,
+        results=results,
+        results_sha256=digest,
+        evaluation=runs[evaluation],
+        selection=runs[selection],
+        runs={run.name: run for run in runs.values()},
+        warnings=warnings,
+    )

@@ -1,0 +1,58 @@
+"""Images of one unit: noise, label and steps of image i come from (seed, i) alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from hdtrain.config.synthesis import SampleConfig
+from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.schedule import NoiseSchedule
+from hdtrain.distributed.seeds import generator
+from hdtrain.models.autoencoder import LatentCodec, to_uint8
+from hdtrain.models.classifier import Classifier
+from hdtrain.sampling.plan import SamplePlan, Unit
+
+
+@dataclass
+class ImageGenerator:
+    """The frozen models and the plan."""
+
+    config: SampleConfig
+    plan: SamplePlan
+    denoiser: UNet2DModel
+    decoder: LatentCodec
+    classifier: Classifier | None
+    schedule: NoiseSchedule
+    device: torch.device
+
+    def batches(self, unit: Unit) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(indices, uint8 NHWC images), always cut at the same indices: `batch_size` from the unit's start."""
+        for start in range(unit.start, unit.stop, self.config.batch_size):
+            indices = list(range(start, min(start + self.config.batch_size, unit.stop)))
+            yield indices, self._generate(indices)
+
+    @torch.no_grad()
+    def _generate(self, indices: list[int]) -> np.ndarray:
+        generators = [generator(self.config.seed, "sample", index) for index in indices]
+
+        def draw(_: int = 0) -> Tensor:
+            noise = [torch.randn(self.decoder.latent_shape, generator=source) for source in generators]
+            return torch.stack(noise).to(self.device)
+
+        labels = torch.tensor([self.plan.label(index) for index in indices], device=self.device)
+        z0 = ddim_sample(
+            lambda z, t: self.denoiser(z, t).sample,
+            self.schedule,
+            self.config.solver,
+            draw(),
+            classifier=self.classifier,
+            labels=labels,
+            guidance=self.config.guidance,
+            clip_latents=self.config.clip_latents,
+            step_noise=draw,
+        )
+        return to_uint8(self.decoder.decode(z0)).cpu().numpy()

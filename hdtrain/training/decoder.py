@@ -1,0 +1,86 @@
+"""Adapting the decoder to the labelled set: reconstruction + λ_CE · CE through φ (HistoDiffusion eq. 5–6)."""
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from hdtrain.config.batch import BatchPlan
+from hdtrain.config.training import AdaptDecoderConfig
+from hdtrain.data.images import ImageBatch
+from hdtrain.distributed.collectives import device
+from hdtrain.distributed.seeds import Draws
+from hdtrain.features.perceptual import Perceptual
+from hdtrain.models.autoencoder import to_uint8, to_unit_range
+from hdtrain.models.classifier import Classifier
+from hdtrain.models.ema import Ema
+from hdtrain.training.augment import random_symmetry
+from hdtrain.training.engine import Engine
+from hdtrain.training.metrics import image_grid
+
+
+class Decoder(nn.Module):
+    """D with its post-quant convolution: what is fine-tuned while E stays."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Unscaled z to x̂."""
+        decoded: Tensor = self.decoder(self.post_quant_conv(z))
+        return decoded
+
+
+class DecoderTask:
+    """E, ε_θ and φ are frozen; latent space and scale stay what they were."""
+
+    ema: Ema | None = None
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        classifier: Classifier,
+        perceptual: Perceptual | None,
+        config: AdaptDecoderConfig,
+        plan: BatchPlan,
+        examples: ImageBatch,
+    ):
+        self.vae, self.classifier, self.config = vae, classifier.to(device()), config
+        self.perceptual = perceptual.to(device()) if perceptual else None
+        self.decoder = Decoder(vae)
+        self.decoder.requires_grad_(True)
+        self.engine = Engine("decoder", self.decoder, config.optim, plan, config.engine)
+        self.engines = {"decoder": self.engine}
+        self.examples = to_unit_range(torch.from_numpy(examples.images).to(device()))
+
+    def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
+        """One pass."""
+        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        if self.config.reader.flips:
+            x = random_symmetry(x, draws)
+        with torch.no_grad():
+            posterior = self.vae.encode(x).latent_dist
+            z = posterior.mean + posterior.std * draws.normal("posterior", tuple(posterior.mean.shape[1:]))
+        decoded = self.engine(z).float()
+        l1 = (x - decoded).abs().mean()
+        loss, logs = l1, {"loss/l1": l1}
+        if self.perceptual is not None:
+            distance = self.perceptual(x, decoded)
+            loss = loss + self.config.perceptual_weight * distance
+            logs[f"loss/{self.perceptual.name}"] = distance
+        if self.config.classifier_weight > 0:
+            logits, labels = self.classifier(decoded), torch.from_numpy(batch.labels).to(device())
+            cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
+            loss = loss + self.config.classifier_weight * cross_entropy
+            logs["loss/cross_entropy"] = cross_entropy
+            logs["accuracy/reconstructions"] = (logits.argmax(1) == labels).float().mean()
+        self.engine.backward_and_step(loss, lr)
+        return {"loss/total": loss, **logs}
+
+    @torch.no_grad()
+    def visualise(self) -> dict[str, np.ndarray]:
+        """Fixed labelled images above their reconstructions."""
+        reconstructed = self.decoder(self.vae.encode(self.examples).latent_dist.mean)
+        both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
+        return {"reconstructions": image_grid(both, columns=len(self.examples))}

@@ -1,0 +1,78 @@
+"""Training the latent diffusion model: ε-prediction on z_t, EMA of the weights."""
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hdtrain.config.batch import BatchPlan
+from hdtrain.config.synthesis import SolverConfig
+from hdtrain.config.training import TrainLdmConfig
+from hdtrain.data.latents import LatentBatch
+from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.schedule import NoiseSchedule
+from hdtrain.distributed.collectives import device
+from hdtrain.distributed.seeds import Draws, generator
+from hdtrain.models.autoencoder import LatentCodec, to_uint8
+from hdtrain.models.ema import Ema
+from hdtrain.training.engine import Engine
+from hdtrain.training.metrics import image_grid
+
+GRID_IMAGES, GRID_STEPS = 16, 25
+
+
+class EpsilonModel(nn.Module):
+    """UNet2DModel that returns a tensor."""
+
+    def __init__(self, unet: UNet2DModel):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """ε_θ(z_t, t)."""
+        epsilon: Tensor = self.unet(z, t).sample
+        return epsilon
+
+
+class DiffusionTask:
+    """L = mean‖ε − ε_θ(z_t, t)‖², t ~ U{0 … T−1} (HistoDiffusion eq. 3)."""
+
+    def __init__(self, unet: UNet2DModel, codec: LatentCodec, config: TrainLdmConfig, plan: BatchPlan):
+        self.config, self.codec = config, codec
+        self.schedule = NoiseSchedule(config.schedule)
+        self.model = EpsilonModel(unet)
+        self.engine = Engine("denoiser", self.model, config.optim, plan, config.engine)
+        self.engines = {"denoiser": self.engine}
+        self.ema = Ema(self.engine.master_weights(), config.ema.decay)
+
+    def micro_step(self, batch: LatentBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
+        """One pass."""
+        mean, std = (torch.from_numpy(array).to(device()) for array in (batch.mean, batch.std))
+        shape = tuple(mean.shape[1:])
+        z0 = self.codec.latent(mean, std, draws.normal("posterior", shape))
+        noise = draws.normal("noise", shape)
+        t = draws.integers("timestep", self.schedule.num_timesteps)
+        predicted = self.engine(self.schedule.add_noise(z0, noise, t), t).float()
+        error = predicted - noise
+        per_image = (error.square() if self.config.loss == "mse" else error.abs()).mean(dim=(1, 2, 3))
+        loss = per_image.mean()
+        self.engine.backward_and_step(loss, lr)
+        return {"loss/diffusion": loss, "latent/std": z0.std()}
+
+    @torch.no_grad()
+    def visualise(self) -> dict[str, np.ndarray]:
+        """DDIM samples from fixed noise, with the EMA weights and with the raw ones."""
+        noise = torch.randn(GRID_IMAGES, *self.codec.latent_shape, generator=generator(self.config.seed, "grid"))
+        was_training = self.model.training
+        self.model.eval()
+        grids = {}
+        for name, weights in (("samples/ema", self.ema.shadow), ("samples/raw", self.engine.master_weights())):
+
+            def denoise(z: Tensor, t: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
+                return functional_call(self.model, weights, (z, t))  # type: ignore[no-any-return]
+
+            z0 = ddim_sample(denoise, self.schedule, SolverConfig(steps=GRID_STEPS), noise.to(device()))
+            grids[name] = image_grid(to_uint8(self.codec.decode(z0)).cpu().numpy(), columns=8)
+        self.model.train(was_training)
+        return grids

@@ -1,0 +1,112 @@
+"""YAML and overrides to a config: values keep their meaning, mistakes come together."""
+
+import pytest
+
+from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
+from hdtrain.config.shards import ShardConfig
+from hdtrain.config.synthesis import EvaluateConfig
+from hdtrain.config.training import TrainClassifierConfig, TrainVaeConfig
+from hdtrain.errors import ConfigError
+
+VAE = {"images": ["shards"], "duration": {"images": 10}, "perceptual": {"kind": "none"}}
+
+
+def problems(model, tree) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        validate(model, tree, "file.yaml")
+    return caught.value.problems
+
+
+def test_overrides_mean_what_they_mean_in_yaml():
+    pairs = ["a=1", "b.c=[1, x]", "d=null", "e=x=y", "f=true", "g="]
+    assert parse_overrides(pairs) == {"a": 1, "b.c": [1, "x"], "d": None, "e": "x=y", "f": True, "g": None}
+
+
+def test_all_unreadable_overrides_are_named():
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(["lr", "=3", "a=[1"])
+    assert caught.value.problems == [
+        "'lr': expected key=value",
+        "'=3': expected key=value",
+        "'a=[1': the value is not YAML",
+    ]
+
+
+def test_dotted_keys_reach_into_mappings_and_lists():
+    tree = {"sources": [{"path": "a"}, {"path": "b"}]}
+    set_dotted(tree, "sources.1.path", "c")
+    set_dotted(tree, "sample.per_class", 5)
+    assert tree == {"sources": [{"path": "a"}, {"path": "c"}], "sample": {"per_class": 5}}
+
+
+@pytest.mark.parametrize(
+    ("dotted", "said"),
+    [("sources.2.path", "0 to 0, got '2'"), ("sources.x", "got 'x'"), ("seed.x", "'seed' is a value")],
+)
+def test_dotted_keys_that_lead_nowhere_are_refused(dotted, said):
+    with pytest.raises(ConfigError, match=said):
+        set_dotted({"sources": [{"path": "a"}], "seed": 1}, dotted, 1)
+
+
+def test_numbers_in_the_form_that_yaml_takes_for_a_string_are_numbers():
+    assert validate(TrainVaeConfig, {**VAE, "optim": {"lr": "1e-4"}}, "x").optim.lr == 1e-4
+
+
+def test_every_mistake_has_its_dotted_path_the_value_and_the_nearest_key():
+    tree = {
+        **VAE,
+        "optim": {"lr": 0},
+        "batch": {"global_batchsize": 4},
+        "reader": {"resize": "stretch"},
+        "duration": {},
+        "zeal": 1,
+    }
+    assert problems(TrainVaeConfig, tree) == [
+        "reader.resize: input should be 'squash' or 'crop', got 'stretch'",
+        "batch.global_batch_size: missing, and it has no default",
+        "batch.global_batchsize: unknown key; did you mean 'batch.global_batch_size'?",
+        "optim.lr: input should be greater than 0, got 0",
+        "duration.images: missing, and it has no default",
+        next(p for p in problems(TrainVaeConfig, tree) if p.startswith("zeal: unknown key")),
+    ]
+
+
+def test_the_nearest_key_is_looked_for_in_the_variant_that_was_chosen():
+    model = {"kind": "image", "images": ["a"], "redaer": {}}
+    found = problems(TrainClassifierConfig, {"model": model, "duration": {"images": 1}})
+    assert found == ["model.image.redaer: unknown key; did you mean 'model.reader'?"]
+
+
+def test_rules_over_several_keys_say_which_rule():
+    assert (
+        "takes 'per_class' and not 'fraction'"
+        in problems(ShardConfig, {"sources": [{"path": "a"}], "sample": {"fraction": 0.5}})[0]
+    )
+    arm = {"classifier": "c"}
+    evaluate = {
+        "test": "t",
+        "train": "t",
+        "arms": {"real": arm},
+        "baseline": "reel",
+        "encoder": {"kind": "squeezenet", "weights": "w"},
+    }
+    assert problems(EvaluateConfig, evaluate) == ["baseline 'reel' is not one of the arms: real"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "cannot be read as YAML"), ("- 1", "expected a mapping of keys, got list"), (None, "no such file")],
+)
+def test_files_that_hold_no_mapping_are_refused_by_name(tmp_path, text, said):
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_config_cannot_be_changed_after_validation():
+    config = validate(TrainVaeConfig, VAE, "x")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3

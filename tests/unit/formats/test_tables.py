@@ -1,0 +1,54 @@
+"""The index of samples, the results file and the run record read back what was written."""
+
+import json
+
+import pytest
+
+from hdtrain.errors import ManifestError
+from hdtrain.formats.index import read_index, write_index
+from hdtrain.formats.provenance import read_run_json, record_end, record_prepared, record_start
+from hdtrain.formats.results import ArmResult, Metric, Results, read_results, write_results
+from hdtrain.formats.run_dir import RunDir
+
+
+def test_index_rows_keep_their_types_and_missing_fields_are_null(tmp_path):
+    write_index(
+        tmp_path / "index.parquet", [{"key": "a", "x": 3, "mpp": 0.5, "status": "ok"}, {"key": "b", "reason": "no"}]
+    )
+    first, second = read_index(tmp_path / "index.parquet")
+    assert (first["x"], first["mpp"], first["label"], second["reason"]) == (3, 0.5, None, "no")
+
+
+def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
+    metric = Metric(value=0.5, interval=(0.4, 0.6), n=10, seeds=[1, 2], method="bootstrap")
+    arm = ArmResult(num_real=10, num_synthetic=0, steps=5, metrics={"accuracy": metric}, confusion=[[5, 0], [1, 4]])
+    results = Results(
+        classes=["a", "b"],
+        baseline="real",
+        arms={"real": arm},
+        colour_histogram={"accuracy": metric},
+        image_sets={},
+        nearest=[],
+        encoder={},
+        reference={},
+    )
+    path = tmp_path / "results.json"
+    write_results(path, results)
+    assert read_results(path) == results
+    path.write_text(json.dumps({"version": 9}))
+    with pytest.raises(ManifestError, match="results version 9, this hdtrain reads 1"):
+        read_results(path)
+
+
+def test_every_attempt_is_recorded_with_its_end(tmp_path):
+    run = RunDir(tmp_path)
+    record_prepared(run, "shard", "f")
+    assert read_run_json(run) == {"stage": "shard", "fingerprint": "f"}
+    for status in ("stopped", "done"):
+        record_prepared(run, "shard", "f")
+        record_start(run, "shard", "f", ranks=2)
+        record_end(run, status)
+    record = read_run_json(run)
+    assert [(a["status"], a["ranks"]) for a in record["attempts"]] == [("stopped", 2), ("done", 2)]
+    assert record["versions"]["python"]
+    assert all(a["ended"] >= a["started"] for a in record["attempts"])

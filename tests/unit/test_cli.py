@@ -1,0 +1,144 @@
+"""The real command line, in processes of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hdtrain.cli import main
+from hdtrain.config.stages import STAGES
+from hdtrain.formats.manifest import read_manifest
+
+LIGHT = """
+import importlib, pkgutil, sys
+import hdtrain.cli, hdtrain.config, hdtrain.formats, sharding, launchers
+for package in (hdtrain.config, hdtrain.formats, sharding, launchers):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+heavy = {"torch", "deepspeed", "diffusers", "timm", "torchvision"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+
+
+def test_what_the_login_node_runs_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_in_half_a_second_and_names_every_stage(cli):
+    seconds = []
+    for _ in range(2):
+        before = os.times()
+        text = cli("--help").stdout
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.5
+    assert set(STAGES) <= set(re.findall(r"[\w-]+", text))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_reports_a_misspelt_key(stage, capsys):
+    assert main([stage, "no_such_key=1", "--out", "run"]) == 2
+    assert "no_such_key: unknown key; valid keys: " in capsys.readouterr().err
+
+
+def test_all_mistakes_come_at_once_with_the_nearest_key(cli, tmp_path):
+    config = tmp_path / "ldm.yaml"
+    config.write_text("latents: l\nvae: v\noptim: {lr: -1}\nbatch: {micro_batchsize: 2, global_batch_size: 4}\n")
+    error = cli("train-ldm", config, "duration.image=8", "--out", "run", code=2).stderr
+    assert "Traceback" not in error
+    assert f"error: {config}: 4 problems" in error
+    assert "optim.lr: input should be greater than 0, got -1" in error
+    assert "batch.micro_batchsize: unknown key; did you mean 'batch.micro_batch_size'?" in error
+    assert "duration.image: unknown key; did you mean 'duration.images'?" in error
+    assert "duration.images: missing" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unpublished_parent_is_refused_with_the_command_that_publishes_it(cli):
+    error = cli("verify", "images=nowhere", "--out", "run", code=2).stderr
+    assert "nowhere/manifest.json is not published; run `hdtrain shard CONFIG --out" in error
+
+
+def test_words_that_are_no_overrides_are_refused(cli):
+    assert (
+        "expected key=value, got: --rank" in cli("verify", "images=a", "--out", "run", "--rank", "a=1", code=2).stderr
+    )
+
+
+@pytest.fixture
+def shard(cli, make_images, tmp_path):
+    make_images("raw", {"a": 3, "b": 2})
+    return lambda *args, **more: cli("shard", "sources=[{path: raw}]", "--out", "shards", *args, **more)
+
+
+def test_one_stage_publishes_and_the_same_command_skips(shard, tmp_path):
+    assert "to do" in shard("--dry-run").stdout
+    assert not (tmp_path / "shards").exists()
+    shard()
+    manifest = tmp_path / "shards" / "manifest.json"
+    assert read_manifest(manifest.parent).num_samples == 5
+    written = manifest.stat().st_mtime_ns
+    assert "skip, done" in shard().stdout
+    assert manifest.stat().st_mtime_ns == written
+    assert "(shard): done" in shard("--dry-run").stdout
+
+
+def test_the_resolved_config_holds_absolute_paths_and_every_default(shard, tmp_path):
+    shard()
+    text = (tmp_path / "shards" / "config.yaml").read_text()
+    assert f"path: {tmp_path / 'raw'}" in text
+    assert "samples_per_shard: 1000" in text
+
+
+def test_what_the_stage_prints_is_kept_in_a_log_of_the_attempt(shard, tmp_path):
+    shutil.rmtree(tmp_path / "raw")
+    error = shard(code=2)
+    log = tmp_path / "shards" / "logs" / "001.log"
+    message = log.read_text().strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert message in error.stdout + error.stderr
+    assert f"its log: {log}" in error.stderr
+    shard(code=2)
+    assert (tmp_path / "shards" / "logs" / "002.log").exists()
+
+
+def test_another_config_moves_the_old_run_aside_and_deletes_nothing(shard, tmp_path):
+    shard()
+    old = read_manifest(tmp_path / "shards")
+    occupied = tmp_path / f"shards.previous-{old.fingerprint[:8]}"
+    occupied.mkdir()
+    assert f"changed: the old run moves to {occupied.name}-2" in shard("samples_per_shard=2").stdout
+    assert read_manifest(tmp_path / f"{occupied.name}-2") == old
+    assert len(read_manifest(tmp_path / "shards").shards) == 3
+    assert not list(occupied.iterdir())
+
+
+def test_a_folder_that_is_no_run_directory_is_left_alone(shard, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "thesis.txt").write_text("precious")
+    assert "is not a run directory: it holds thesis.txt" in shard(code=2).stderr
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["thesis.txt"]
+
+
+def test_a_manifest_of_another_schema_version_is_refused_as_a_parent_and_made_aga(shard, cli, tmp_path):
+    shard()
+    path = tmp_path / "shards" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
+    error = cli("verify", "images=shards", "--out", "checked", code=2).stderr
+    assert "has schema version 99, this hdtrain reads version 1" in error
+    assert "moves to shards.previous-" in shard("--dry-run").stdout
+
+
+def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, tmp_path):
+    import fcntl
+
+    with (tmp_path / ".lock-shards").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        assert "shards is in use by process 4711" in shard(code=2).stderr

@@ -1,0 +1,211 @@
+"""Recipes: checked whole before anything runs, skipped where done, continued where cut off."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hdtrain.cli import main
+from hdtrain.errors import ConfigError
+from hdtrain.formats.manifest import read_manifest
+from hdtrain.recipe import load_recipe
+
+SHARDS = {"stage": "shard", "config": {"sources": [{"path": "${data}"}], "samples_per_shard": 2}}
+VERIFY = {"stage": "verify", "config": {"images": "@shards"}}
+VAE = {
+    "stage": "train-vae",
+    "config": {"images": ["@shards"], "duration": {"images": "${images}"}, "perceptual": {"kind": "none"}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Write a recipe of the stages given; relative paths are then below tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(stages: dict, **more: object) -> Path:
+        tree = {"name": "test", "variables": {"data": "raw", "images": 8}, "stages": stages, **more}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        return Path("recipe.yaml")
+
+    return write
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+def test_nodes_come_after_their_parents_with_references_as_folders_below_out(recipe, tmp_path):
+    found = load_recipe(recipe({"checked": VERIFY, "vae": VAE, "shards": SHARDS}, out="elsewhere", ranks={"vae": 2}))
+    assert [node.name for node in found.nodes] == ["shards", "checked", "vae"]
+    shards, checked, vae = found.nodes
+    assert checked.config.images == shards.directory == tmp_path / "elsewhere" / "shards"
+    assert (checked.parents, vae.ranks, checked.ranks) == (("shards",), 2, 1)
+    assert load_recipe(Path("recipe.yaml"), out=Path("moved"), ranks=3).nodes[1].directory == tmp_path / "moved/checked"
+
+
+def test_a_variable_keeps_its_type_and_the_command_line_has_the_last_word(recipe, tmp_path):
+    path = recipe({"shards": SHARDS, "vae": VAE}, variables={"data": "raw/${no}", "images": 8})
+    nodes = load_recipe(path, ["data=a/b", "images=16", "vae.optim.lr=1e-3", "shards.sources.0.name=x"]).nodes
+    assert nodes[0].config.sources[0].path == tmp_path / "a/b"
+    assert nodes[0].config.sources[0].name == "x"
+    assert (nodes[1].config.duration.images, nodes[1].config.optim.lr) == (16, 1e-3)
+
+
+def test_a_variable_inside_a_longer_string_is_put_in_and_a_list_is_not(recipe, tmp_path):
+    path = recipe({"shards": {"stage": "shard", "config": {"sources": [{"path": "${data}/${images}"}]}}})
+    assert load_recipe(path).nodes[0].config.sources[0].path == tmp_path / "raw/8"
+    assert problems(path, "images=[1, 2]") == [
+        "stages.shards.config.sources.0.path: variable 'images' is a list or mapping inside a longer string"
+    ]
+
+
+def test_an_override_of_one_of_two_aliased_configs_changes_that_one_alone(recipe, tmp_path):
+    path = recipe({"one": SHARDS})
+    text = "name: t\nstages:\n  one: &a {stage: shard, config: {sources: [{path: raw}]}}\n  two: *a\n"
+    path.write_text(text)
+    one, two = load_recipe(path, ["one.seed=5"]).nodes
+    assert (one.config.seed, two.config.seed) == (5, 0)
+
+
+def test_null_variables_must_be_given(recipe):
+    path = recipe({"shards": SHARDS, "vae": VAE}, variables={"data": "raw", "images": None})
+    assert problems(path) == ["variables.images: must be given: add images=VALUE to the command"]
+    assert load_recipe(path, ["images=4"]).nodes[1].config.duration.images == 4
+
+
+def test_every_mistake_of_every_node_comes_at_once(recipe):
+    stages = {
+        "shards": {"stage": "shart", "config": {"sources": [{"path": "${dat}"}]}},
+        "checked": {"stage": "verify", "config": {"images": "@shard"}},
+        "vae": {**VAE, "config": {**VAE["config"], "sede": 1, "optim": {"lr": -1}}},
+        "ldm": {
+            "stage": "train-ldm",
+            "config": {"latents": "@vae", "vae": "runs/other/vae", "duration": {"images": 1}},
+        },
+    }
+    found = problems(recipe(stages, ranks={"vea": 2}), "imags=3", "vea.seed=1", "checked.images.x=1")
+    expected = [
+        "imags=…: no such variable; did you mean 'images'?; a config key is NODE.KEY=…",
+        "vea.seed=…: no node 'vea'; did you mean 'vae'?",
+        "stages.shards.config.sources.0.path: unknown variable '${dat}'; did you mean 'data'?",
+        "ranks.vea: no such node; did you mean 'vae'?",
+        "shards: no stage 'shart'; did you mean 'shard'?",
+        "checked: images: no node '@shard'; did you mean '@shards'?",
+        "vae: sede: unknown key; did you mean 'seed'?",
+        "vae: optim.lr: input should be greater than 0, got -1",
+        "ldm: latents: '@vae' (train-vae) publishes autoencoder, expected latents",
+    ]
+    assert not set(expected) - set(found)
+    assert any(p.startswith("checked: images.x: 'images' is a value") for p in found)
+    assert any(p.startswith("ldm: vae: manifest ") and "is not published" in p for p in found)
+    assert len(found) == len(expected) + 2
+
+
+def test_a_cycle_is_named(recipe):
+    encode = {"stage": "encode", "config": {"images": ["@shards"], "vae": "@vae"}}
+    vae = {**VAE, "config": {**VAE["config"], "images": ["@latents"]}}
+    found = problems(recipe({"shards": SHARDS, "vae": vae, "latents": encode}))
+    assert "vae: images.0: '@latents' (encode) publishes latents, expected images" in found
+    cycle = next(p for p in found if p.startswith("the stages wait for each other: "))
+    assert {"vae", "latents"} == set(cycle.rpartition(": ")[2].split(" → "))
+
+
+def test_data_sets_below_a_select_node_are_images_and_below_others_are_refused(recipe, tmp_path):
+    select = {
+        "stage": "select",
+        "config": {
+            "real": ["@shards"],
+            "candidates": ["@shards"],
+            "encoder": {"kind": "squeezenet", "weights": "w.npz"},
+        },
+    }
+    stages = {"shards": SHARDS, "chosen": select, "good": {"stage": "verify", "config": {"images": "@chosen/random-1"}}}
+    assert problems(recipe(stages)) == [f"chosen: encoder.weights: no such file: {tmp_path / 'w.npz'}"]
+    Path("w.npz").write_bytes(b"")
+    assert load_recipe(recipe(stages)).nodes[-1].config.images == tmp_path / "runs/test/chosen/random-1"
+    stages |= {"bare": {"stage": "verify", "config": {"images": "@chosen"}}}
+    stages |= {"below": {"stage": "verify", "config": {"images": "@shards/x"}}}
+    bare, below = problems(recipe(stages))
+    assert bare.endswith(
+        "publishes selection, expected images; name one of its data sets, such as '@chosen/selective-1'"
+    )
+    assert below == "below: images: '@shards/x': node 'shards' (shard) has no such data set for this key"
+
+
+def test_a_recipe_runs_skips_what_is_done_and_redoes_what_a_change_touches(recipe, cli, make_images, tmp_path):
+    make_images("raw", {"a": 3, "b": 2})
+    path = recipe({"checked": VERIFY, "shards": SHARDS})
+    assert main(["run", str(path), "--dry-run"]) == 0
+    assert not (tmp_path / "runs").exists()
+    first = cli("run", path, "--only", "shards").stdout
+    assert "checked" not in first
+    second = cli("run", path).stdout
+    assert "── shards (shard): skip, done" in second
+    assert [line.split()[:3] for line in second.splitlines()[-2:]] == [
+        ["shards", "shard", "skipped"],
+        ["checked", "verify", "done"],
+    ]
+    old = read_manifest(tmp_path / "runs/test/shards").fingerprint[:8]
+    planned = cli("run", path, "--dry-run", "shards.samples_per_shard=3").stdout
+    assert f"changed: the old run moves to shards.previous-{old}" in planned
+    cli("run", path, "shards.samples_per_shard=3")
+    names = {p.name.partition(".previous-")[0] for p in (tmp_path / "runs/test").glob("*.previous-*")}
+    assert names == {"shards", "checked"}
+
+
+def test_only_a_node_whose_parent_is_missing_says_so(recipe, capsys):
+    path = recipe({"checked": VERIFY, "shards": SHARDS})
+    assert main(["run", str(path), "--only", "checked"]) == 2
+    assert "checked: 1 problem" in (error := capsys.readouterr().err)
+    assert "shards/manifest.json is not published; run `hdtrain shard" in error
+    assert main(["run", str(path), "--only", "cheked"]) == 2
+    assert "--only: no node 'cheked'; did you mean 'checked'?" in capsys.readouterr().err
+
+
+def test_a_failing_stage_stops_the_recipe_and_names_what_was_not_run(recipe, cli, tmp_path):
+    done = cli("run", recipe({"checked": VERIFY, "shards": SHARDS}), code=2)  # there is no folder `raw`
+    assert f"shards (shard) failed (2); its log: {tmp_path}/runs/test/shards/logs/001.log" in done.stderr
+    assert "not run: checked" in done.stderr
+    assert "error: " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_killed_at_any_moment_the_same_command_finishes_with_the_same_result(recipe, cli, make_images, tmp_path):
+    make_images("raw", {"a": 250, "b": 250}, size_px=8)
+    path = recipe({"checked": VERIFY, "shards": SHARDS})
+    shards = tmp_path / "runs/test/shards"
+    process = subprocess.Popen([sys.executable, "-m", "hdtrain", "run", path], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_for(lambda: list(shards.glob("shards/*.json")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not processes_naming(shards))
+    assert not (shards / "manifest.json").exists(), "the stage was over before it could be killed"
+    assert "half done: it goes on" in cli("run", path).stdout
+    cli("run", path, "--out", "whole", "--only", "shards")
+    assert read_manifest(shards).identity == read_manifest(tmp_path / "whole/shards").identity
+
+
+def wait_for(condition, timeout_sec: float = 60) -> None:
+    end = time.monotonic() + timeout_sec
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def processes_naming(path: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if os.fsencode(path) in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
