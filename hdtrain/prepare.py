@@ -25,6 +25,7 @@ from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+_DOING = {"done": "skip, done", "to do": "running"}
 
 
 class Launcher(Protocol):
@@ -169,7 +170,7 @@ def run_node(
     """
     with locked(directory):
         state = inspect(stage, config, directory, source)
-        say(f"── {directory.name} ({stage}): {'skip, done' if state.status == 'done' else state}")
+        say(f"── {directory.name} ({stage}): {_DOING.get(state.status, state)}")
         if state.status == "done":
             return Outcome("skipped", 0, 0.0)
         prepare(stage, config, directory, state)

@@ -124,7 +124,7 @@ def _check_sample(
     if header + BLOCK > len(view):
         yield "lies beyond the end of the file"
         return
-    if view[start - BLOCK : start] != member_header(f"{key}.{ext}", size):
+    if not _has_header(view, start - BLOCK, f"{key}.{ext}", size):
         yield f"no member {key}.{ext} of {size} bytes at offset {start}"
         return
     meta = _read_meta(view, header, key)
@@ -148,10 +148,17 @@ def _check_sample(
             yield f"image is {width}×{height}, {key}.json says {meta.get('width')}×{meta.get('height')}"
 
 
+def _has_header(view: mmap.mmap, at: int, name: str, size: int) -> bool:
+    try:
+        return view[at : at + BLOCK] == member_header(name, size)
+    except ValueError:  # a name or size that no header can hold: the sidecar was edited
+        return False
+
+
 def _read_meta(view: mmap.mmap, header: int, key: str) -> dict[str, Any] | None:
     try:
         size = int(view[header + 124 : header + 135], 8)
-        if view[header : header + BLOCK] != member_header(f"{key}.json", size):
+        if not _has_header(view, header, f"{key}.json", size):
             return None
         meta = json.loads(view[header + BLOCK : header + BLOCK + size])
     except ValueError:

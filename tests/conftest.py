@@ -40,7 +40,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def make_images(tmp_path: Path) -> Callable[..., Path]:
-    """Write a raw data set: `make_images("raw", {"tumour": 3, "stroma": 2})`, or without classes `make_images("raw", 5)`.
+    """Write a raw data set: `make_images("raw", {"tumour": 3, "stroma": 2})`, or `make_images("raw", 5)`: no classes.
 
     The images are distinct noise around a colour of their class.
     """

@@ -104,7 +104,8 @@ def write_images(patches: list[Patch], root: Path, size_px: int, seed: int, work
     chunks = [patches[i : i + CHUNK] for i in range(0, len(patches), CHUNK)]
     counts: Counter[str] = Counter()
     with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
-        for part in pool.map(write_chunk, chunks, *([value] * len(chunks) for value in (root, size_px, seed))):
+        run = pool.map if workers > 1 else map
+        for part in run(write_chunk, chunks, *([value] * len(chunks) for value in (root, size_px, seed))):
             counts += part
             if sys.stderr.isatty():
                 print(f"\r{counts.total()}/{len(patches)} images", end="", file=sys.stderr, flush=True)

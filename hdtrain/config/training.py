@@ -216,8 +216,8 @@ class TimmClassifier(Config):
     images: list[ImagesParent] = Field(min_length=1)
     name: str = "vit_base_patch16_224"
     weights: WeightsFile | None = None
-    augment: Literal["none", "conventional"] = "none"
-    """`conventional` adds colour jitter and random resized crops to the flips."""
+    augmented_copies: int = Field(0, ge=0)
+    """Extend the data set by this many copies of itself, conventionally augmented (random resized crop, colour jitter)."""
     reader: ReaderConfig = ReaderConfig()
 
 

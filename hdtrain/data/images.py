@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from hdtrain.config.training import ReaderConfig
 from hdtrain.data.decode import Resize, decode_rgb, fit
@@ -25,6 +25,8 @@ class ImageBatch:
     images: UInt8[np.ndarray, "n h w 3"]
     keys: list[str]
     labels: Int64[np.ndarray, " n"]
+    is_copy: Bool[np.ndarray, " n"] | None = None
+    """Which samples are the data set's copies, to be augmented; None where there are no copies."""
 
 
 def shared_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str] | None:
@@ -44,20 +46,21 @@ def shared_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str] | Non
 
 
 class TrainingImages:
-    """Published image data sets, read as one, at any positions of one order."""
+    """Published image data sets, read as one, at any positions of one order; `copies` repeats them behind themselves."""
 
-    def __init__(self, datasets: Sequence[tuple[Path, Manifest]], config: ReaderConfig, seed: int):
+    def __init__(self, datasets: Sequence[tuple[Path, Manifest]], config: ReaderConfig, seed: int, copies: int = 0):
         self.shards: list[ShardReader] = [s for path, manifest in datasets for s in open_shards(path, manifest)]
         self.sizes = [entry.samples for _, manifest in datasets for entry in manifest.shards]
-        self.order = SampleOrder(self.sizes, seed, config.block_shards)
+        self.order = SampleOrder(self.sizes * (1 + copies), seed, config.block_shards)
         self.config = config
         self.broken: dict[tuple[int, int], str] = {}
         self._pool = ThreadPoolExecutor(config.threads, "decode")
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
         size = config.resolution
-        fits = self.order.epoch_size * size * size * 3 <= config.cache_bytes
-        self._cache = np.empty((self.order.epoch_size, size, size, 3), np.uint8) if fits else None
-        self._cached = np.zeros(self.order.epoch_size, bool)
+        num_samples = int(self._starts[-1])
+        fits = num_samples * size * size * 3 <= config.cache_bytes
+        self._cache = np.empty((num_samples, size, size, 3), np.uint8) if fits else None
+        self._cached = np.zeros(num_samples, bool)
 
     def batch(self, positions: range) -> ImageBatch:
         """The images at `positions`. A broken one is counted and its neighbour in the order stands in for it.
@@ -74,24 +77,26 @@ class TrainingImages:
                 located[i] = self.order.locate([positions[i] + shift])[0]
                 image = self._load(located[i])
             images[i] = image
-        sidecars = [self.shards[shard].sidecar for shard, _ in located]
+        is_copy = np.array([shard >= len(self.shards) for shard, _ in located])
+        sidecars = [self.shards[shard % len(self.shards)].sidecar for shard, _ in located]
         keys = [sidecar.keys[sample] for sidecar, (_, sample) in zip(sidecars, located, strict=True)]
         labels = [sidecar.labels[sample] for sidecar, (_, sample) in zip(sidecars, located, strict=True)]
         return ImageBatch(
             np.stack([image for image in images if image is not None]),
             keys,
             np.array([UNLABELLED if label is None else label for label in labels], np.int64),
+            is_copy,
         )
 
     def _load(self, place: tuple[int, int]) -> np.ndarray | None:
-        shard, sample = place
+        shard, sample = place[0] % len(self.shards), place[1]
         row = int(self._starts[shard]) + sample
         if self._cache is not None and self._cached[row]:
             return self._cache[row]
         try:
             image = fit(decode_rgb(self.shards[shard].image(sample)), self.config.resolution, self.config.resize)
         except DataError as error:
-            self._count_broken(place, error)
+            self._count_broken((shard, sample), error)
             return None
         if self._cache is not None:
             self._cache[row], self._cached[row] = image, True
@@ -103,10 +108,10 @@ class TrainingImages:
         if place not in self.broken:
             self.broken[place] = str(error)
             print(f"warning: skipped {name}: {error}")
-        limit = self.config.max_failed_share * self.order.epoch_size
+        limit = self.config.max_failed_share * len(self._cached)
         if len(self.broken) > limit:
             raise DataError(
-                f"{len(self.broken)} broken images of {self.order.epoch_size}, more than max_failed_share "
+                f"{len(self.broken)} broken images of {len(self._cached)}, more than max_failed_share "
                 f"{self.config.max_failed_share:g} allows; the last was {name}: {error}; "
                 "run `hdtrain verify` on the shards"
             )

@@ -1,8 +1,8 @@
 """The honest control: a classifier that sees nothing but which colours occur how often.
 
-NCT-CRC-HE is separable to more than 80 % this way (Ignatov & Malivenko 2024, arXiv 2409.11546), so an accuracy means
-little until it is held against this one. Joint 8×8×8 RGB histogram, square roots (Hellinger), multinomial logistic
-regression; the L2 penalty is chosen on the training images alone, by leaving out slides, or folds where slides are unknown.
+NCT-CRC-HE is separable to more than 80 % this way (arXiv 2409.11546), so an accuracy means little until it is held
+against this one. Joint 8×8×8 RGB histogram, square roots (Hellinger), multinomial logistic regression; the L2 penalty
+is chosen on the training images alone, by leaving out slides, or folds where slides are unknown.
 """
 
 from dataclasses import dataclass

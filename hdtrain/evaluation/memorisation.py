@@ -30,9 +30,7 @@ def real_threshold(real: Float[np.ndarray, "m d"]) -> float:
     return float(np.quantile(nearest(unit, unit, same=True)[0], QUANTILE))
 
 
-def memorisation(
-    synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], threshold: float
-) -> Memorisation:
+def memorisation(synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], threshold: float) -> Memorisation:
     """Compare raw features of synthetic images with those of the training images."""
     distance, row = nearest(l2_normalise(synthetic), l2_normalise(real))
     return Memorisation(distance, row, threshold)

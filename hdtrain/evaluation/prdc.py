@@ -1,4 +1,4 @@
-"""Precision and recall (Kynkäänniemi et al. 2019, k = 3), density and coverage (Naeem et al. 2020, k = 5), blockwise."""
+"""Precision, recall (Kynkäänniemi et al. 2019, k = 3), density, coverage (Naeem et al. 2020, k = 5), blockwise."""
 
 import numpy as np
 from jaxtyping import Float

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -20,7 +21,7 @@ from hdtrain.models.classifier import load_classifier
 
 RESIZE = "PIL bicubic, antialiased, in float (clean-fid's)"
 SQUEEZENET_RESOLUTION = 160
-"""Fully convolutional; on 150 px H&E patches, 160 separates tissue classes better than ImageNet's 224 and costs half."""
+"""It is fully convolutional: on 150 px H&E patches, 160 separates tissues better than 224 and costs half."""
 
 
 class Encoder(nn.Module):
@@ -82,19 +83,20 @@ class Timm(Encoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # random weights must be the same on every rank and in every run
             try:
-                self.net = timm.create_model(name, pretrained=False, num_classes=0)
+                net: Any = timm.create_model(name, pretrained=False, num_classes=0)
             except RuntimeError as error:
                 raise WeightsError(f"timm has no model '{name}': {error}") from None
-        config = timm.data.resolve_model_data_config(self.net)
+        self.net = net
+        config = timm.data.resolve_model_data_config(net)
         self.name, self.weights_sha256 = f"timm-{name}", "random"
         if weights is None:
             self.name += "-random"
         else:
-            head = self.net.pretrained_cfg.get("classifier") or "head"
+            head = net.pretrained_cfg.get("classifier") or "head"
             heads = (head,) if isinstance(head, str) else tuple(head)
-            load_strictly(self.net, read_state(weights), weights, ignored=heads)
+            load_strictly(net, read_state(weights), weights, ignored=heads)
             self.weights_sha256 = sha256_file(weights)
-        self.fixed_size = bool(self.net.pretrained_cfg.get("fixed_input_size"))
+        self.fixed_size = bool(net.pretrained_cfg.get("fixed_input_size"))
         self.resolution = int(config["input_size"][-1])
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -129,7 +131,9 @@ class OwnClassifier(Encoder):
         super().__init__()
         self.net = load_classifier(directory)
         if self.net.kind == "latent":
-            raise ManifestError(f"{directory}: a classifier of latents cannot encode images; use one of kind image or timm")
+            raise ManifestError(
+                f"{directory}: a classifier of latents cannot encode images; use one of kind image or timm"
+            )
         self.name, self.weights_sha256 = f"classifier-{directory.resolve().name}", _first_weights(directory)
         self.resolution = self.net.resolution
         self._freeze()

@@ -74,9 +74,7 @@ class Parts:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def shard_units(
-    name: str, dataset: tuple[Path, Manifest], compute: Callable[[ShardReader], Arrays]
-) -> list[Unit]:
+def shard_units(name: str, dataset: tuple[Path, Manifest], compute: Callable[[ShardReader], Arrays]) -> list[Unit]:
     """One unit a shard of a published image data set; part names come from `name` and the shard's own name."""
     directory, manifest = dataset
     return [

@@ -12,8 +12,10 @@ from hdtrain.errors import WeightsError
 from hdtrain.features.weights import refuse
 
 BGR_MEAN = (103.939, 116.779, 123.68)
-FIRES = ((64, 16, 64), (128, 16, 64), (128, 32, 128), (256, 32, 128))
-FIRES += ((256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256))
+FIRES = (
+    *((64, 16, 64), (128, 16, 64), (128, 32, 128), (256, 32, 128)),
+    *((256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256)),
+)
 """Fires 2 to 9: channels in, squeezed, and each of the two expansions."""
 FEATURE_DIM = 512
 MAPS_AFTER = ("conv1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9")

@@ -91,7 +91,7 @@ class PublishedAutoencoder:
 def load_autoencoder(directory: Path, device: torch.device | None = None) -> PublishedAutoencoder:
     """Load a published autoencoder (plain or adapted), frozen, in eval mode."""
     manifest = read_manifest(directory, ("autoencoder",))
-    vae = AutoencoderKL.from_pretrained(RunDir(directory).model, local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
     vae.requires_grad_(False).eval()
     codec = LatentCodec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
     return PublishedAutoencoder(codec, manifest.info)

@@ -30,6 +30,6 @@ def build_denoiser(preset: str, latent_channels: int, latent_size: int) -> UNet2
 
 def load_denoiser(directory: Path, device: torch.device | None = None) -> UNet2DModel:
     """Load a published denoiser's EMA weights, frozen, in eval mode."""
-    unet = UNet2DModel.from_pretrained(RunDir(directory).model, local_files_only=True)
+    unet = UNet2DModel.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
     unet.requires_grad_(False)
     return unet.eval().to(device or torch.device("cpu"))

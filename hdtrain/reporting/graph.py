@@ -1,5 +1,9 @@
-"""The graph of stages as one SVG: left to right by depth, edges routed between the boxes (Sugiyama's layered drawing)."""
+"""The graph of stages as one SVG: left to right by depth, edges routed between the boxes (Sugiyama's layered drawing).
 
+Everywhere, `parents` maps each name to its parents and lists parents before children.
+"""
+
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +40,7 @@ class Layout:
 
 
 def reduce_edges(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The transitive reduction: an edge that a longer way implies is left out. `parents` lists parents before children."""
+    """The transitive reduction: an edge that a longer way implies is left out."""
     ancestors: dict[str, set[str]] = {}
     for name, direct in parents.items():
         ancestors[name] = {ancestor for parent in direct for ancestor in {parent, *ancestors[parent]}}
@@ -47,7 +51,7 @@ def reduce_edges(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def lay_out(parents: Mapping[str, Sequence[str]]) -> Layout:
-    """Place the nodes of an acyclic graph; `parents` lists parents before children."""
+    """Place the nodes of an acyclic graph."""
     edges = reduce_edges(parents)
     layer = _layers(edges)
     columns, segments = _columns(edges, layer)
@@ -57,7 +61,9 @@ def lay_out(parents: Mapping[str, Sequence[str]]) -> Layout:
     height = _stack(columns, before, after)
     left = MARGIN + NODE_WIDTH / 2
     centre = {
-        vertex: (left + vertex[1] * (NODE_WIDTH + COLUMN_GAP), height[vertex]) for column in columns for vertex in column
+        vertex: (left + vertex[1] * (NODE_WIDTH + COLUMN_GAP), height[vertex])
+        for column in columns
+        for vertex in column
     }
     lowest = max(y for _, y in centre.values()) + NODE_HEIGHT / 2 + MARGIN
     return Layout(centre, layer, segments, len(columns) * (NODE_WIDTH + COLUMN_GAP) - COLUMN_GAP + 2 * MARGIN, lowest)
@@ -131,14 +137,14 @@ def _stack(
             for vertex in column:
                 near = [*before.get(vertex, []), *after.get(vertex, [])]
                 wanted.append(sum(height[other] for other in near) / len(near) if near else height[vertex])
-            gaps = [(size[a] + size[b]) / 2 + ROW_GAP for a, b in zip(column, column[1:], strict=False)]
+            gaps = [(size[a] + size[b]) / 2 + ROW_GAP for a, b in itertools.pairwise(column)]
             height.update(zip(column, separate(wanted, gaps), strict=True))
     top = min(height[vertex] - size[vertex] / 2 for vertex in height)
     return {vertex: y - top + MARGIN for vertex, y in height.items()}
 
 
 def separate(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
-    """The positions nearest to `wanted` (least squares) with at least `gaps` between neighbours: isotonic regression."""
+    """The positions nearest to `wanted` (least squares), at least `gaps` apart and in order: isotonic regression."""
     offsets = [0.0]
     for gap in gaps:
         offsets.append(offsets[-1] + gap)
@@ -154,7 +160,7 @@ def separate(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
 
 
 def draw(boxes: Mapping[str, Box], parents: Mapping[str, Sequence[str]]) -> Markup:
-    """The SVG; `parents` lists parents before children. Colours come from the page's CSS (`.graph …`)."""
+    """The SVG, every text in it escaped. Colours come from the page's CSS (`.graph …`)."""
     layout = lay_out(parents)
     half = NODE_WIDTH / 2
     parts = []
@@ -170,7 +176,7 @@ def draw(boxes: Mapping[str, Box], parents: Mapping[str, Sequence[str]]) -> Mark
         x, y = layout.centre[name, layout.layer[name]]
         parts.append(_node(box, x - half, y - NODE_HEIGHT / 2))
     size = f'width="{layout.width:.0f}" height="{layout.height:.0f}"'
-    return Markup(  # noqa: S704 - every text in it is escaped below
+    return Markup(
         f'<svg class="graph" {size} viewBox="0 0 {layout.width:.0f} {layout.height:.0f}" role="img" '
         f'aria-label="Graph of stages">{"".join(parts)}</svg>'
     )

@@ -112,7 +112,7 @@ class ImageSet:
 
 
 def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, list[GalleryRow]]:
-    """Per class: real, random, selected (each drawn by a fixed seed) and the rejected candidates, the farthest first."""
+    """Per class: real, random, selective (each drawn by a fixed seed) and rejected ones, the farthest first."""
     assert selection.manifest
     parents = parent_directories(selection.directory, selection.manifest)
     rows = {"real": ImageSet(path for key, path in parents.items() if key.startswith("real."))}
@@ -138,13 +138,14 @@ def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, lis
 
 def _rejected(index: Path) -> dict[str, list[tuple[str, str]]]:
     """Class name to (key, note) of the candidates that failed a gate, the farthest from their centroid first."""
-    columns = ["key", "class", "target_distance", "nearest_class", "passes_gates"]
+    columns = ["key", "class", "target_distance", "nearest_class", "passes_gates", "selected"]
     grouped: dict[str, list[tuple[str, str]]] = {}
     rows = pq.read_table(index, columns=columns).to_pylist()
     for row in sorted(rows, key=lambda row: (-row["target_distance"], row["key"])):
         if not row["passes_gates"]:
             note = f"nearest: {row['nearest_class']}" if row["nearest_class"] != row["class"] else "not confident"
-            grouped.setdefault(row["class"], []).append((row["key"], note))
+            filled = "" if row["selected"] is None else "; taken all the same, too few passed"
+            grouped.setdefault(row["class"], []).append((row["key"], note + filled))
     return grouped
 
 

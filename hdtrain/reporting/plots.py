@@ -1,8 +1,9 @@
-"""Plots as inline SVG without any reference outside themselves; ink and grid take the page's colours (light or dark)."""
+"""Plots as inline SVG that refers to nothing outside itself; ink and grid take the page's colours, light or dark."""
 
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -18,7 +19,7 @@ INK, GRID = "#1f2328", "#d0d7de"
 """Stand-ins that `_inline` replaces by `currentColor` and `var(--line)`."""
 COLOURS = {"synthetic": "#2f7ebc", "real": "#7d8590", "augmentation": "#c27a1a"}
 MAX_POINTS = 300
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
@@ -82,7 +83,10 @@ def is_curve(name: str) -> bool:
 
 def curves_plot(curves: Curves, identity: str) -> Markup | None:
     """One stage's losses, lr and images_per_sec over steps in small multiples; None where it logged none of them."""
-    panels = sorted(filter(is_curve, curves.scalars), key=lambda name: (("lr", "images_per_sec").index(name) + 1 if "/" not in name else 0, name))
+    panels = sorted(
+        filter(is_curve, curves.scalars),
+        key=lambda name: (("lr", "images_per_sec").index(name) + 1 if "/" not in name else 0, name),
+    )
     if not panels:
         return None
     columns = 4
@@ -93,7 +97,9 @@ def curves_plot(curves: Curves, identity: str) -> Markup | None:
         for axes, name in zip(grid, panels, strict=False):
             for segment in segments(curves.scalars[name]):
                 steps, values = zip(*thin(segment), strict=True)
-                axes.plot(steps, values, color=COLOURS["synthetic"], linewidth=1.2, marker="." if len(steps) < 3 else "")
+                axes.plot(
+                    steps, values, color=COLOURS["synthetic"], linewidth=1.2, marker="." if len(steps) < 3 else ""
+                )
             axes.set_title(name, loc="left")
             if not name.startswith("loss/"):
                 axes.set_ylim(bottom=0)
@@ -139,4 +145,4 @@ def _inline(figure: Figure, identity: str) -> Markup:
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{identity}-{m[1]}"' if m[1] in ids else "", svg)
     svg = re.sub(r"#([\w.-]+)", lambda m: f"#{identity}-{m[1]}" if m[1] in ids else m[0], svg)
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
-    return Markup(svg.replace("<svg ", '<svg class="plot" ', 1))  # noqa: S704 - matplotlib escapes its texts
+    return Markup(svg.replace("<svg ", '<svg class="plot" ', 1))

@@ -1,4 +1,4 @@
-"""The page: `report.html.j2` and `report.css` filled with what `data` collected. One file, no reference outside itself."""
+"""The page: `report.html.j2` and `report.css` filled with what `data` collected, as one self-contained file."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ OTHER_ARM_METRICS = {
     "macro_sensitivity": "Macro sensitivity",
     "specificity": "Specificity",
 }
-IMAGE_METRICS = ("FD-", "FID", "KID", "precision", "recall", "density", "coverage", "label_agreement", "memorised_share")
+IMAGE_METRICS = (
+    "FD-",
+    "FID",
+    "KID",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "label_agreement",
+    "memorised_share",
+)
 """Order of the columns, by prefix; other metrics follow in the file's order."""
 GROUPS = {
     "data": ("shard", "verify", "encode"),
@@ -84,7 +94,9 @@ def shares(confusion: list[list[int]]) -> list[list[tuple[int, float]]]:
 def image_columns(results: Results) -> list[str]:
     """Metrics of all image sets in the table's order."""
     found = dict.fromkeys(key for image_set in results.image_sets.values() for key in _metrics_of(image_set))
-    rank = {key: next((i for i, p in enumerate(IMAGE_METRICS) if key.startswith(p)), len(IMAGE_METRICS)) for key in found}
+    rank = {
+        key: next((i for i, p in enumerate(IMAGE_METRICS) if key.startswith(p)), len(IMAGE_METRICS)) for key in found
+    }
     return sorted(found, key=rank.__getitem__)
 
 
@@ -112,7 +124,9 @@ def _methods(results: Results) -> dict[str, list[str]]:
 def _curves(data: ReportData) -> list[tuple[Run, Markup | None]]:
     """Runs that wrote metrics, each with its plot."""
     return [
-        (run, curves_plot(run.curves, f"curves{i}")) for i, run in enumerate(data.runs.values()) if run.curves is not None
+        (run, curves_plot(run.curves, f"curves{i}"))
+        for i, run in enumerate(data.runs.values())
+        if run.curves is not None
     ]
 
 
@@ -133,5 +147,3 @@ def _versions(runs: dict[str, Run]) -> dict[str, dict[str, list[str]]]:
         for package, version in versions.items():
             found.setdefault(package, {}).setdefault(str(version), []).append(name)
     return found
-
-

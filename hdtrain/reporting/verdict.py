@@ -1,4 +1,4 @@
-"""The paragraph that stands first. Every word of it follows from `results.json` by the rules here, in `comparisons` and `trust`."""
+"""The paragraph that stands first. It follows from `results.json` by the rules here, in `comparisons` and `trust`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +92,8 @@ def _gain_headline(comparisons: Sequence[Comparison]) -> str:
 def _gain_sentence(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return "No arm was trained with synthetic images, so how much they help was not measured."
-    total, groups = len(comparisons), []
+    total = len(comparisons)
+    groups: list[str] = []
     for outcome in ("better", "worse"):
         if found := _with(comparisons, outcome):
             share = f" in {_share(len(found), total)}" if total > 1 else ""
@@ -108,7 +109,9 @@ def _gain_sentence(comparisons: Sequence[Comparison]) -> str:
         return f"Synthetic images {'; '.join(groups)}.{gap}"
     if not unseen:
         return gap.strip()
-    scope = "" if total == 1 else f" in any of the {total} arms" if not missing else f" in {len(unseen)} of {total} arms"
+    scope = (
+        "" if total == 1 else f" in any of the {total} arms" if not missing else f" in {len(unseen)} of {total} arms"
+    )
     return f"No difference was seen between the classifier with and without synthetic images{scope}: {listing}.{gap}"
 
 
@@ -223,7 +226,9 @@ def _reason(check: Check) -> str:
 def _unjudged_sentences(results: Results, used: Sequence[Trust]) -> list[str]:
     """Fréchet distance and recall: reported, judged by no rule, since their scale depends on encoder and n."""
     metrics = {trust.image_set: results.image_sets[trust.image_set].metrics for trust in used}
-    shown = dict.fromkeys(key for found in metrics.values() for key in found if key.startswith(("FD-", "FID", "recall")))
+    shown = dict.fromkeys(
+        key for found in metrics.values() for key in found if key.startswith(("FD-", "FID", "recall"))
+    )
     if not shown:
         return []
     figures = [
@@ -240,6 +245,6 @@ def _colour_sentence(results: Results) -> str:
         return ""
     return (
         f"Warning: a classifier that sees nothing but colour histograms reaches {percent(colour.value)}, less than "
-        f"{100 * COLOUR_MARGIN:.0f} points below the baseline or above it: on this data set colour alone does most of the "
-        "work, so accuracy says little about tissue."
+        f"{100 * COLOUR_MARGIN:.0f} points below the baseline or above it: on this data set colour alone does most of "
+        "the work, so accuracy says little about anything else."
     )

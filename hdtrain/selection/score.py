@@ -48,7 +48,9 @@ def check_classes(real: Sequence[Dataset], candidates: Sequence[Dataset]) -> lis
     """
     for path, manifest in [*real, *candidates]:
         if not manifest.classes:
-            raise ManifestError(f"{path}: its images have no classes; selection needs labelled real and synthetic images")
+            raise ManifestError(
+                f"{path}: its images have no classes; selection needs labelled real and synthetic images"
+            )
     return shared_classes([*real, *candidates]) or []
 
 
@@ -124,7 +126,9 @@ def _merge(config: SelectConfig, table: Arrays, readers: Sequence[ShardReader], 
     keys = table["keys"]
     twice = keys[1:][keys[1:] == keys[:-1]]
     if len(twice):
-        raise DataError(f"{len(twice)} candidates share a key with another, the first is {twice[0]}: keys must be unique")
+        raise DataError(
+            f"{len(twice)} candidates share a key with another, the first is {twice[0]}: keys must be unique"
+        )
     confidence = table.get("confidence")
     passes = passes_gates(config.gates, table["labels"], table["nearest_class"], confidence)
     pool = Candidates(keys, table["labels"], table["target_distance"], passes)

@@ -27,9 +27,7 @@ def run(config: SelectConfig, context: StageContext) -> None:
     classes = real[0][1].classes or []
 
     pool, num_real = scores.candidates, scores.num_real
-    selective = {
-        ratio: choose_selective(pool, classes, num_real, ratio, config.shortfall) for ratio in config.ratios
-    }
+    selective = {ratio: choose_selective(pool, classes, num_real, ratio, config.shortfall) for ratio in config.ratios}
     choices = {f"selective-{ratio:g}": choice for ratio, choice in selective.items()}
     choices |= {
         f"random-{ratio:g}": choose_random(pool, classes, num_real, ratio, config.seed) for ratio in config.ratios

@@ -56,7 +56,7 @@ def _describe(config: TrainClassifierConfig, context: StageContext) -> tuple[dic
     if isinstance(model, ImageClassifier):
         architecture = {"preset": model.preset, "kind": "image", "in_channels": 3}
         return architecture | {"classes": classes, "resolution": resolution}, info
-    return {"name": model.name, "classes": classes, "resolution": resolution}, info | {"augment": model.augment}
+    return {"name": model.name, "classes": classes, "resolution": resolution}, info | {"num_augmented": model.augmented_copies * sum(counts.values())}
 
 
 def _train_seed(
@@ -83,6 +83,6 @@ def _task(
         latents = TrainingLatents(model.latents, manifest, seed)
         schedule, scale = NoiseSchedule(model.schedule), float(manifest.info["latent_scale"])
         return LatentClassifierTask(classifier, config, plan, schedule, scale, latent_examples(latents)), latents
-    source = TrainingImages(datasets_of(context, model.images), model.reader, seed)
-    augment = isinstance(model, TimmClassifier) and model.augment == "conventional"
-    return ImageClassifierTask(classifier, config, plan, image_examples(source), augment), source
+    copies = model.augmented_copies if isinstance(model, TimmClassifier) else 0
+    source = TrainingImages(datasets_of(context, model.images), model.reader, seed, copies)
+    return ImageClassifierTask(classifier, config, plan, image_examples(source)), source

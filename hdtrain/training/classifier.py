@@ -40,19 +40,20 @@ class ClassifierTask:
 
 
 class ImageClassifierTask(ClassifierTask):
-    """φ and timm classifiers, on images with flips and, if asked for, conventional augmentation."""
+    """φ and timm classifiers, on images with flips; the data set's copies are augmented conventionally."""
 
     def __init__(
-        self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch, augment: bool
+        self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch
     ):
         super().__init__(model, config, plan)
-        self.augment, self.examples = augment, examples
+        self.examples = examples
 
     def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
         x = random_symmetry(to_unit_range(torch.from_numpy(batch.images).to(device())), draws)
-        if self.augment:
-            x = conventional(x, draws)
+        if batch.is_copy is not None and batch.is_copy.any():
+            copies = torch.from_numpy(batch.is_copy).to(device()).view(-1, 1, 1, 1)
+            x = torch.where(copies, conventional(x, draws), x)
         logs, _ = self._step((x,), torch.from_numpy(batch.labels).to(device()), lr)
         return logs
 

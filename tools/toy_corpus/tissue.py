@@ -188,6 +188,7 @@ def draw(kind: str, size_px: int, rng: np.random.Generator) -> tuple[Array, Arra
         neighbour = Canvas(size_px, rng, zoom)
         _any_class(rng)(neighbour)
         _join(canvas, neighbour, rng.uniform(0.25, 0.48))
+    canvas.eosin = canvas.eosin + 0.012 * canvas.noise(14.0)  # empty areas must not be flat: `repaint` ranks pixels
     return canvas.reduced()
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from sharding_helpers import Run, encode, noise, prepare
 
 import sharding.pack
+import sharding.survey
 from hdtrain.errors import DataError
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
@@ -50,9 +51,7 @@ def test_gnu_tar_reads_the_same_bytes(pack: Pack, make_images: MakeImages) -> No
     run = pack(sources=[{"path": str(make_images("raw", 3))}])
     (tar,) = tars(run)
     names = subprocess.run(["tar", "tf", tar], capture_output=True, text=True, check=True).stdout.split()
-    assert [name.split(".") for name in names] == [
-        [k, e] for k in Sidecar.read(sidecar_path(tar)).keys for e in ("png", "json")
-    ]
+    assert names == [f"{key}.{ext}" for key in Sidecar.read(sidecar_path(tar)).keys for ext in ("png", "json")]
     for key, (image, _) in run.samples.items():
         assert subprocess.run(["tar", "xOf", tar, f"{key}.png"], capture_output=True, check=True).stdout == image
 
@@ -90,11 +89,7 @@ def test_shards_mix_sources_and_classes(pack: Pack, make_images: MakeImages) -> 
         assert len(Counter((row["source"], row["label"]) for row in rows)) == 4
         assert {row["shard"] for row in rows} == {tar.name}
     assert run.manifest.info["sources"] == ["one", "two"]
-    keys = [
-        key
-        for tar in tars(pack("plain", sources=sources, shuffle=False))
-        for key in Sidecar.read(sidecar_path(tar)).keys
-    ]
+    keys = list(pack("plain", sources=sources, shuffle=False).samples)
     assert keys == sorted(keys)
 
 
@@ -119,6 +114,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pack: Pack, make_imag
     assert not run.work.exists()
 
 
+def test_a_run_that_goes_on_does_not_decode_its_input_again(
+    pack: Pack, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    config = {"sources": [{"path": str(make_images("raw", 9))}], "samples_per_shard": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding.pack, "plan", die)
+        with pytest.raises(KeyboardInterrupt):
+            pack("out", **config)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding.survey, "judge", die)
+        again = pack("out", **config)
+    assert again.files == pack("fresh", **config).files
+
+
 def test_a_run_that_goes_on_after_its_input_changed_keeps_nothing_stale(
     pack: Pack, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,9 +140,10 @@ def test_a_run_that_goes_on_after_its_input_changed_keeps_nothing_stale(
     def die(*args: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(sharding.pack, "write_index", die)
-        pack("out", **config)
+        with pytest.raises(KeyboardInterrupt):
+            pack("out", **config)
     Image.fromarray(noise(seed=5)).save(raw / "004.png")
     again = pack("out", **config)
     assert again.files == pack("fresh", **config).files
@@ -173,19 +186,21 @@ def test_too_many_bad_images_are_fatal_before_anything_is_written(
 def test_rejected_images_are_in_the_index_and_in_the_sidecar(pack: Pack, make_images: MakeImages) -> None:
     raw = make_images("raw", {"a": 6, "b": 6})
     (raw / "a" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"0" * 100)
+    (raw / "a" / "gone.png").symlink_to(raw / "nowhere.png")
     (raw / "b" / "twin.png").write_bytes((raw / "a" / "001.png").read_bytes())
     Image.new("RGB", (4, 40)).save(raw / "b" / "slit.png")
     run = pack(sources=[{"path": str(raw)}], max_failed_share=0.5, samples_per_shard=4)
     reasons = {key: row["reason"] for key, row in run.index.items() if row["status"] == "rejected"}
     assert reasons == {
         "raw_a-bad": "truncated or damaged",
+        "raw_a-gone": "unreadable: No such file or directory",
         "raw_b-slit": "smaller than 8 px",
         "raw_b-twin": "duplicate of raw_a-001",
     }
     failed = sum((Counter(Sidecar.read(sidecar_path(tar)).failed) for tar in tars(run)), Counter())
-    assert failed == {"truncated or damaged": 1, "smaller than 8 px": 1, "duplicate": 1}
+    assert failed == {"truncated or damaged": 1, "unreadable": 1, "smaller than 8 px": 1, "duplicate": 1}
     assert [shard.samples for shard in run.manifest.shards] == [4, 4, 4]
-    assert run.manifest.info["num_rejected"] == 3
+    assert run.manifest.info["num_rejected"] == 4
     assert run.manifest.info["class_counts"] == {"a": 6, "b": 6}
 
 

@@ -90,6 +90,7 @@ def test_swapped_sidecars_are_named(packed: Run, check: Check) -> None:
         ({"samples": 2}, "do not have 2 members each"),
         ({"offsets": [512, 1024, 1536]}, "no member"),
         ({"keys": ["x", "y", "z"]}, "no member x.png"),
+        ({"keys": ["x" * 200, "y", "z"]}, "no member xxx"),
         ({"labels": [None, None, None]}, "has class_index"),
     ],
 )
