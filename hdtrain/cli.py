@@ -29,13 +29,13 @@ _PATHS = "Relative paths, in files and overrides alike, are relative to the curr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]  # keeps the stages' order
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     args.overrides += rest
     wrong = [text for text in args.overrides if text.startswith("-") or "=" not in text]
     if wrong:
         parser.error(f"expected key=value, got: {' '.join(wrong)}")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # our lines and the stages' keep their order
     try:
         return int(args.run(args))
     except HdtrainError as error:

@@ -17,6 +17,7 @@ import yaml
 
 from hdtrain.config.base import Config
 from hdtrain.config.load import validate
+from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import HdtrainError, ManifestError
 from hdtrain.formats.atomic import write_bytes
 from hdtrain.formats.fingerprint import fingerprint, read_parents
@@ -55,7 +56,7 @@ class State:
 class Outcome:
     """How a stage ended; `code` is the exit code of its process."""
 
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "skipped", "stopped", "failed"]
     code: int
     seconds: float
 
@@ -179,4 +180,5 @@ def run_node(
         seconds = time.monotonic() - started
         if code == 0 and inspect(stage, config, directory, source).status != "done":
             raise HdtrainError(f"{stage} ended well but published no manifest in {directory}: this is a bug of {stage}")
-        return Outcome("failed" if code else "done", code, seconds)
+        status = {0: "done", STOPPED_EXIT_CODE: "stopped"}.get(code, "failed")
+        return Outcome(status, code, seconds)  # type: ignore[arg-type]

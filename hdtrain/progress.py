@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 LINE_EVERY_SEC = 10.0
 
 
@@ -44,3 +47,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def track(items: Iterable[T], total: int, title: str, unit: str = "img") -> Iterator[T]:
+    """Pass `items` on and count them."""
+    with Progress(title, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.update(1)

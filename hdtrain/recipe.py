@@ -17,6 +17,7 @@ A string that is exactly `${name}` takes the variable's type. Relative paths are
 
 import difflib
 import graphlib
+import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -109,12 +110,18 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), out: Path | None = No
     """
     resolver = _Resolver(str(path))
     tree = _unshared(read_yaml(path))
-    resolver.override(tree, parse_overrides(overrides))
+    resolver.override(tree, parse_overrides(map(_quote_reference, overrides)))
     try:
         file = validate(RecipeFile, resolver.substitute_tree(tree), str(path))
     except ConfigError as error:
         raise ConfigError(str(path), [*resolver.problems, *error.problems]) from None
     return resolver.resolve(file, Path(out or file.out or Path("runs") / file.name).expanduser().absolute(), ranks)
+
+
+def _quote_reference(pair: str) -> str:
+    """`key=@node` is what people write, and `@` is no YAML."""
+    key, equals, text = pair.partition("=")
+    return f"{key}={json.dumps(text)}" if equals and text.startswith("@") else pair
 
 
 def _unshared(value: Any) -> Any:

@@ -15,15 +15,28 @@ def has_gpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """For children. Without a GPU deepspeed is told so: its own search guesses wrong where only the toolkit is there."""
+    """For children. Without a GPU deepspeed is told so: its own search guesses wrong where a toolkit is."""
     accelerator = {} if has_gpu() else {"DS_ACCELERATOR": "cpu"}
     return {"PYTHONUNBUFFERED": "1", **accelerator, **os.environ}
 
 
-def start(command: list[str], environment: dict[str, str], **streams: int) -> "subprocess.Popen[bytes]":
+def start(
+    command: list[str],
+    environment: dict[str, str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> "subprocess.Popen[bytes]":
     """Start a child that dies with this process and hears the terminal's signals through us alone."""
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid()), **streams
+        command,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

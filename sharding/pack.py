@@ -19,9 +19,9 @@ from hdtrain.formats.index import write_index
 from hdtrain.formats.manifest import FieldSpec, ShardEntry
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardWriter, is_complete, shard_entry
+from hdtrain.progress import track
 from sharding.images import Pixels, UnusableError, decode, encode_png, resize
 from sharding.plan import Sample, Shard, choose, plan, plan_identity, sample_meta
-from sharding.progress import progress
 from sharding.sources import Inputs, collect
 from sharding.survey import check_failures, survey
 
@@ -58,7 +58,7 @@ def pack(config: ShardConfig, run: RunDir, threads: int | None = None) -> Packed
     _drop_others(run, plan_identity(shards, config))
     total = sum(len(shard.samples) for shard in shards)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in progress(_write_all(shards, config, run, pool), total, "pack"):
+        for _ in track(_write_all(shards, config, run, pool), total, "pack"):
             pass
     write_index(run.index, (_index_row(sample, config.split) for sample in samples))
     return _summary(samples, shards, inputs, config, run)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from hdtrain.errors import DataError
 from hdtrain.formats.atomic import canonical_json, sha256_bytes, write_json
+from hdtrain.progress import track
 from sharding.candidate import Candidate
 from sharding.images import Alpha, UnusableError, decode
-from sharding.progress import progress
 from sharding.tiles import file_state, tissue_share
 
 PART = 1024
@@ -64,7 +64,7 @@ def survey(candidates: Sequence[Candidate], alpha: Alpha, journal: Path, threads
         journal: folder of the parts.
         threads: the result does not depend on it.
     """
-    verdicts = list(progress(_judge_all(candidates, alpha, journal, threads), len(candidates), "survey"))
+    verdicts = list(track(_judge_all(candidates, alpha, journal, threads), len(candidates), "survey"))
     first: dict[str, str] = {}
     for index, (candidate, verdict) in enumerate(zip(candidates, verdicts, strict=True)):
         if verdict.status == "ok" and first.setdefault(verdict.sha256, candidate.key) != candidate.key:

@@ -17,8 +17,8 @@ from hdtrain.formats.manifest import Manifest, ShardEntry
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
 from hdtrain.formats.tar import BLOCK, END, member_header
+from hdtrain.progress import track
 from sharding.images import UnusableError, decode
-from sharding.progress import progress
 
 
 def verify(
@@ -33,7 +33,7 @@ def verify(
     sidecars: dict[str, Sidecar] = {}
     owners = {entry.sha256: entry.name for entry in manifest.shards}
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        for entry in progress(manifest.shards, len(manifest.shards), "verify (shards)"):
+        for entry in track(manifest.shards, len(manifest.shards), "verify", "shard"):
             tar = directory / entry.name
             try:
                 sidecar = Sidecar.read(sidecar_path(tar))

@@ -34,7 +34,10 @@ def init_process_group() -> None:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """`init_process_group` for the length of a block."""
+    """`init_process_group` for the length of the outermost block: DeepSpeed cannot survive a second group."""
+    if dist.is_initialized():
+        yield
+        return
     init_process_group()
     try:
         yield

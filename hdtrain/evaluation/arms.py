@@ -12,7 +12,7 @@ from hdtrain.distributed.collectives import device
 from hdtrain.evaluation import colour_histogram
 from hdtrain.evaluation.downstream import CLASS_METRICS, METRICS, accuracy, confusion_matrix
 from hdtrain.evaluation.inputs import Dataset, Inputs
-from hdtrain.evaluation.statistics import ArmBootstrap, Scorer, TestBootstrap, interval_of, two_sided_p
+from hdtrain.evaluation.statistics import ArmBootstrap, Scorer, SplitBootstrap, interval_of, two_sided_p
 from hdtrain.features.parts import Arrays, Parts, classify_shard, shard_units
 from hdtrain.formats.results import ArmResult, Metric
 from hdtrain.models.classifier import load_classifier
@@ -32,25 +32,26 @@ class ArmPredictions:
 
 
 def predict_arms(config: EvaluateConfig, inputs: Inputs, parts: Parts) -> dict[str, ArmPredictions]:
-    """Classify the test split with every arm, one arm's classifiers in memory at a time."""
+    """Classify the test split with every arm, one arm's classifiers in memory at a time.
+
+    Parts are named after content, not after the arms' order, which is no part of the run's fingerprint.
+    """
     predictions = {}
-    for number, (name, (path, manifest)) in enumerate(inputs.classifiers.items()):
+    for name, (path, manifest) in inputs.classifiers.items():
         seeds: list[int] = manifest.info["seeds"]
         models = [load_classifier(path, seed).to(device()) for seed in seeds]
         classify = partial(classify_shard, classifiers=models, batch_size=config.batch_size)
-        units = shard_units(f"test-arm{number}", inputs.test, classify)
+        units = shard_units(f"test-{manifest.identity[:16]}", inputs.test, classify)
         parts.compute(f"evaluate: {name} on the test split", units)
         predictions[name] = ArmPredictions(seeds, parts.load(units)["probabilities"])
     return predictions
 
 
 def score_arms(
-    config: EvaluateConfig, inputs: Inputs, predictions: Mapping[str, ArmPredictions], bootstrap: TestBootstrap
+    config: EvaluateConfig, inputs: Inputs, predictions: Mapping[str, ArmPredictions], bootstrap: SplitBootstrap
 ) -> dict[str, ArmResult]:
     """Figures with intervals, and each arm's gain over the baseline and over other arms of real images only."""
-    resampled = {
-        name: ArmBootstrap(bootstrap, arm.classes, number) for number, (name, arm) in enumerate(predictions.items())
-    }
+    resampled = {name: ArmBootstrap(bootstrap, arm.classes, name) for name, arm in predictions.items()}
     controls = [name for name, arm in config.arms.items() if arm.synthetic is None and name != config.baseline]
     results = {}
     for name, arm in predictions.items():
@@ -81,7 +82,7 @@ def score_arms(
 
 @dataclass(frozen=True)
 class _Scored:
-    bootstrap: TestBootstrap
+    bootstrap: SplitBootstrap
     resampled: ArmBootstrap
     matrices: np.ndarray
     seeds: list[int]
@@ -96,7 +97,7 @@ class _Scored:
         )
 
 
-def _confusions(arm: ArmPredictions, bootstrap: TestBootstrap) -> np.ndarray:
+def _confusions(arm: ArmPredictions, bootstrap: SplitBootstrap) -> np.ndarray:
     return np.stack([confusion_matrix(bootstrap.labels, p, bootstrap.num_classes) for p in arm.classes])
 
 
@@ -123,7 +124,7 @@ def _gain(ours: _Scored, theirs: _Scored) -> tuple[Metric, float]:
 
 
 def score_colours(
-    train: Arrays, test: Arrays, classes: list[str], bootstrap: TestBootstrap
+    train: Arrays, test: Arrays, classes: list[str], bootstrap: SplitBootstrap
 ) -> tuple[dict[str, Metric], dict[str, object]]:
     """The colour-histogram control, trained on the real training images, and how its penalty was chosen."""
     folds, how = colour_histogram.cross_validation_folds(train["groups"], train["labels"])
@@ -131,7 +132,7 @@ def score_colours(
     model = colour_histogram.LogisticRegression.fit(train["histograms"], train["labels"], len(classes), penalty)
     predicted = model.predict(test["histograms"])[None]
     matrices = np.stack([confusion_matrix(bootstrap.labels, predicted[0], len(classes))])
-    scored = _Scored(bootstrap, ArmBootstrap(bootstrap, predicted, len(classes)), matrices, [])
+    scored = _Scored(bootstrap, ArmBootstrap(bootstrap, predicted, "colour histogram"), matrices, [])
     protocol = {
         "classifier": "logistic regression on square roots of joint 8x8x8 RGB histograms",
         "penalty": penalty,

@@ -37,12 +37,12 @@ def embed_sets(
     for name, (path, manifest) in {"train": inputs.train, **inputs.image_sets}.items():
         if path in by_path:
             continue
-        units = shard_units(f"set{len(by_path)}-features", (path, manifest), embed)
+        units = shard_units(f"features-{manifest.identity[:16]}", (path, manifest), embed)
         parts.compute(f"evaluate: features of {name}", units)
         table = parts.load(units)
         if judge is not None:
             classify = partial(classify_shard, classifiers=[judge], batch_size=config.batch_size)
-            judged = shard_units(f"set{len(by_path)}-judge", (path, manifest), classify)
+            judged = shard_units(f"judge-{manifest.identity[:16]}", (path, manifest), classify)
             parts.compute(f"evaluate: judge on {name}", judged)
             table["probabilities"] = parts.load(judged)["probabilities"][:, 0]
         by_path[path] = table

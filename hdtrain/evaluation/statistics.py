@@ -4,6 +4,7 @@ Every arm sees the same resampled test images. Images are resampled by slide whe
 their class. Seeds are resampled for every arm by itself, since its runs are independent of other arms' runs.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ def two_sided_p(differences: Float[np.ndarray, " b"]) -> float:
 
 
 @dataclass(frozen=True)
-class TestBootstrap:
+class SplitBootstrap:
     """Resamples of one test split. Deterministic in the seed, and the same for every arm."""
 
     labels: Int64[np.ndarray, " n"]
@@ -96,9 +97,9 @@ class TestBootstrap:
             out[s] = self.weights @ onehot
         return out.reshape(len(predictions), self.resamples, k, k)
 
-    def seed_weights(self, num_seeds: int, arm: int) -> Float[np.ndarray, "s b"]:
-        """Share of each seed in each resample, drawn with replacement; `arm` keeps the arms' draws apart."""
-        rng = np.random.default_rng([self.seed, 1, arm])
+    def seed_weights(self, num_seeds: int, arm: str) -> Float[np.ndarray, "s b"]:
+        """Share of each seed in each resample, drawn with replacement; the arm's name keeps the arms' draws apart."""
+        rng = np.random.default_rng([self.seed, 1, zlib.crc32(arm.encode())])
         return rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), self.resamples).T / num_seeds
 
 
@@ -106,9 +107,9 @@ class TestBootstrap:
 class ArmBootstrap:
     """One arm's predictions under the resamples."""
 
-    test: TestBootstrap
+    test: SplitBootstrap
     predictions: Int64[np.ndarray, "s n"]
-    arm: int
+    arm: str
 
     @cached_property
     def _confusions(self) -> np.ndarray:

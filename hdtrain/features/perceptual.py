@@ -1,5 +1,6 @@
 """Perceptual distance: squared differences of unit-normalised feature maps, and LPIPS (Zhang et al. 2018) itself."""
 
+import warnings
 from pathlib import Path
 
 import lpips
@@ -49,7 +50,9 @@ class LpipsPerceptual(Perceptual):
 
     def __init__(self, weights: Path):
         super().__init__()
-        self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():  # lpips calls torchvision by a deprecated argument
+            warnings.simplefilter("ignore", UserWarning)
+            self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         backbone: nn.Module = self.net.net
         places = {name.split(".", 1)[1]: name for name in backbone.state_dict()}
         state = {}

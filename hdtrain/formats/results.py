@@ -14,6 +14,10 @@ from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import write_json
 
 RESULTS_VERSION = 1
+CANDIDATES = "candidates"
+"""Name of the image set that is the whole pool before selection."""
+YARDSTICK = "real test images"
+"""Name of the image set that shows what the image metrics say about images that are beyond doubt."""
 
 
 class Metric(Config):

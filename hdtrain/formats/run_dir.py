@@ -30,6 +30,15 @@ class RunDir:
         """One JSON object a line, written together with TensorBoard."""
         return self.path / "metrics.jsonl"
 
+    def seed(self, seed: int) -> "RunDir":
+        """Training state and metrics of one seed, where a stage trains several."""
+        return RunDir(self.path / f"seed-{seed}")
+
+    @property
+    def seeds(self) -> "list[RunDir]":
+        """The seeds trained so far, in name order."""
+        return [RunDir(path) for path in sorted(self.path.glob("seed-*"))]
+
     @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""

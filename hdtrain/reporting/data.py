@@ -24,7 +24,7 @@ class ReportData:
     runs: dict[str, Run]
     """By name, parents before children."""
     warnings: list[str]
-    """Parents that are gone, or that changed after their child was made."""
+    """The evaluation's own, and parents that are gone or that changed after their child was made."""
 
 
 def collect(config: ReportConfig) -> ReportData:
@@ -47,5 +47,5 @@ def collect(config: ReportConfig) -> ReportData:
         evaluation=runs[evaluation],
         selection=runs[selection],
         runs={run.name: run for run in runs.values()},
-        warnings=warnings,
+        warnings=[*results.protocol.get("warnings", []), *warnings],
     )

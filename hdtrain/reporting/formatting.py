@@ -73,6 +73,11 @@ def when(timestamp: float | None) -> str:
     return datetime.datetime.fromtimestamp(timestamp, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def quoted(name: str) -> str:
+    """A name that may hold spaces and signs, set off from the sentence around it."""
+    return f"“{name}”"
+
+
 def join(items: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

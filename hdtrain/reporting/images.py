@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.results import NearestPair
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.shards import ShardReader, open_shards
+from hdtrain.formats.shards import ShardReader, is_complete, open_shards
 from hdtrain.reporting.runs import Run, parent_directories
 
 MAX_THUMBNAIL_PX = 112
@@ -42,6 +42,8 @@ class GalleryRow:
     total: int
     """How many there are in all."""
     images: list[Thumbnail]
+    missing_shards: int = 0
+    """Published once, and not on disk any more: their images are neither shown nor counted."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,15 @@ class ImageSet:
     """Images of published data sets, by key and by class."""
 
     def __init__(self, directories: Iterable[Path]):
-        self.readers: list[tuple[ShardReader, Manifest]] = [
+        published: list[tuple[ShardReader, Manifest]] = [
             (reader, manifest)
             for directory in dict.fromkeys(directories)
             if RunDir(directory).manifest.exists()
             for manifest in [read_manifest(directory, ("images",))]
             for reader in open_shards(directory, manifest)
         ]
+        self.readers = [(reader, manifest) for reader, manifest in published if is_complete(reader.path)]
+        self.missing_shards = len(published) - len(self.readers)
 
     @cached_property
     def places(self) -> dict[str, tuple[ShardReader, int]]:
@@ -108,7 +112,7 @@ class ImageSet:
         """`num_images` of class `name`, drawn by a fixed seed: nobody picked them."""
         keys = self.keys_by_class.get(name, [])
         drawn = random.Random(DRAW_SEED).sample(keys, min(num_images, len(keys)))
-        return GalleryRow(title, len(keys), [self.show(key) for key in drawn])
+        return GalleryRow(title, len(keys), [self.show(key) for key in drawn], self.missing_shards)
 
 
 def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, list[GalleryRow]]:
@@ -130,6 +134,7 @@ def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, lis
                 "rejected",
                 len(rejected.get(name, [])),
                 [candidates.show(key, note) for key, note in rejected.get(name, [])[:per_class]],
+                candidates.missing_shards,
             ),
         ]
         for name in classes

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hdtrain.formats.results import ArmResult, ImageSetResult, Metric, Results
+from hdtrain.formats.results import YARDSTICK, ArmResult, ImageSetResult, Metric, Results
 from hdtrain.reporting import formatting, trust
 from hdtrain.reporting.comparisons import ALPHA, augmentation_arms
 from hdtrain.reporting.data import ReportData
@@ -26,6 +26,7 @@ OTHER_ARM_METRICS = {
 IMAGE_METRICS = (
     "FD-",
     "FID",
+    "FDinf",
     "KID",
     "precision",
     "recall",
@@ -72,6 +73,7 @@ def render(data: ReportData) -> str:
         published=[[row for row in PUBLISHED if row.ablation is ablation] for ablation in (False, True)],
         published_source=SOURCE,
         image_columns=image_columns(results),
+        yardstick=YARDSTICK,
         agreement_threshold=trust.agreement_threshold(len(results.classes)),
         gallery=gallery(data.selection, results.classes, data.examples_per_class),
         draw_seed=DRAW_SEED,

@@ -14,10 +14,11 @@ from hdtrain.formats.provenance import read_run_json
 from hdtrain.formats.run_dir import RunDir
 
 HIGHLIGHTS = (
-    "preset", "model.kind", "model.preset", "model.name", "model.augment", "reader.resolution", "duration.images",
-    "batch.global_batch_size", "optim.lr", "engine.precision", "perceptual.kind", "classifier_weight", "guidance",
-    "solver.steps", "per_class", "sample.mode", "sample.per_class", "sample.fraction", "max_samples", "ratios",
-    "gates.confidence", "gates.nearest_centroid", "shortfall", "encoder.kind", "encoder.name", "bootstrap_resamples",
+    "preset", "model.kind", "model.preset", "model.name", "model.augmented_copies", "reader.resolution",
+    "duration.images", "batch.global_batch_size", "optim.lr", "engine.precision", "perceptual.kind",
+    "classifier_weight", "guidance", "solver.steps", "per_class", "sample.mode", "sample.per_class",
+    "sample.fraction", "max_samples", "ratios", "gates.confidence", "gates.nearest_centroid", "shortfall",
+    "encoder.kind", "encoder.name", "bootstrap_resamples",
 )  # fmt: skip
 """Config keys worth a column in the table of stages; the whole config stands below it."""
 
@@ -122,6 +123,18 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield dotted, value
 
 
+def read_all_curves(run: RunDir) -> Curves | None:
+    """The run's curves; of a stage that trained several seeds, theirs one behind the other."""
+    found = [curves for part in [run, *run.seeds] if (curves := read_curves(part.metrics))]
+    if not found:
+        return None
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    for curves in found:
+        for name, points in curves.scalars.items():
+            scalars.setdefault(name, []).extend(points)
+    return Curves(scalars, sum(curves.unreadable_lines for curves in found))
+
+
 def read_curves(path: Path) -> Curves | None:
     """Scalars of `metrics.jsonl`, or None where a run has none. Unreadable lines (a killed writer) are counted."""
     if not path.exists():
@@ -195,7 +208,7 @@ def _read_run(directory: Path) -> Run:
         record=read_run_json(files),
         config=yaml.safe_load(text) or {},
         config_text=text,
-        curves=read_curves(files.metrics),
+        curves=read_all_curves(files),
         datasets={
             name: read_manifest(directory / name).num_samples
             for name in (manifest.info.get("datasets", []) if manifest and manifest.kind == "selection" else [])

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hdtrain.formats.results import ImageSetResult, Metric, Results
+from hdtrain.formats.results import CANDIDATES, YARDSTICK, ImageSetResult, Metric, Results
 
 MAX_MEMORISED_SHARE = 0.05
 """Synthetic images nearer to a training image than real ones are to each other (their 1 % quantile)."""
@@ -12,8 +12,6 @@ MIN_AGREEMENT_OVER_CHANCE = 2.0
 """The lower bound of label agreement must exceed chance this many times …"""
 MIN_PRECISION = 0.5
 """Share of synthetic images that lie within the real images' neighbourhoods (Kynkäänniemi et al. 2019)."""
-POOL = "candidates"
-"""The image set of the whole pool before selection: scored, but no arm trains on it as it is."""
 
 TrustOutcome = Literal["trustworthy", "not trustworthy", "not shown to be trustworthy"]
 
@@ -53,14 +51,21 @@ def agreement_threshold(num_classes: int) -> float:
 
 
 def judge_images(results: Results) -> list[Trust]:
-    """Every image set, in the file's order."""
+    """Every set of synthetic images, in the file's order."""
     threshold = agreement_threshold(len(results.classes))
-    return [_judge(name, image_set, threshold) for name, image_set in results.image_sets.items()]
+    return [_judge(name, image_set, threshold) for name, image_set in results.image_sets.items() if name != YARDSTICK]
+
+
+def judge_yardstick(results: Results) -> Trust | None:
+    """What the same rules say about the real test images: a rule that they fail says little about synthetic ones."""
+    image_set = results.image_sets.get(YARDSTICK)
+    return _judge(YARDSTICK, image_set, agreement_threshold(len(results.classes))) if image_set else None
 
 
 def used_sets(results: Results) -> list[str]:
-    """The sets that the answer is about: all but the pool, or the pool where there is nothing else."""
-    return [name for name in results.image_sets if name != POOL] or list(results.image_sets)
+    """The sets that the answer is about: those of the arms, or the pool where there is nothing else."""
+    synthetic = [name for name in results.image_sets if name != YARDSTICK]
+    return [name for name in synthetic if name != CANDIDATES] or synthetic
 
 
 def _judge(name: str, image_set: ImageSetResult, agreement: float) -> Trust:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hdtrain.formats.results import Metric, Results
+from hdtrain.formats.results import YARDSTICK, Metric, Results
 from hdtrain.reporting.comparisons import ALPHA, Comparison, Outcome, augmentation_arms, compare
-from hdtrain.reporting.formatting import count, figure, join, p_value, percent, points
+from hdtrain.reporting.formatting import count, figure, join, p_value, percent, points, quoted
 from hdtrain.reporting.trust import (
     MAX_MEMORISED_SHARE,
     MIN_PRECISION,
@@ -14,6 +14,7 @@ from hdtrain.reporting.trust import (
     TrustOutcome,
     agreement_threshold,
     judge_images,
+    judge_yardstick,
     used_sets,
 )
 
@@ -51,6 +52,7 @@ def decide(results: Results) -> Verdict:
         *_augmentation_sentences(against, results.baseline),
         _correction_sentence(against),
         _trust_sentence(results, used, trust),
+        _yardstick_sentence(results),
         *_unjudged_sentences(results, used),
         colour,
     ]
@@ -103,7 +105,7 @@ def _gain_sentence(comparisons: Sequence[Comparison]) -> str:
     listing = join([_difference(item) for item in unseen])
     if unseen and groups:
         groups.append(f"no difference was seen in {_share(len(unseen), total)}: {listing}")
-    missing = [item.arm for item in _with(comparisons, "not measured")]
+    missing = [quoted(item.arm) for item in _with(comparisons, "not measured")]
     gap = f" The gain of {join(missing)} has no interval, so nothing is said about it." if missing else ""
     if groups:
         return f"Synthetic images {'; '.join(groups)}.{gap}"
@@ -123,7 +125,7 @@ def _difference(item: Comparison) -> str:
     low, high = item.interval or (item.gain, item.gain)
     lost = ", its own interval excludes 0 but not after correction" if item.lost_by_correction else ""
     return (
-        f"{item.arm} {points(item.gain)} points (95 % interval {points(low)} to {points(high)}, "
+        f"{quoted(item.arm)} {points(item.gain)} points (95 % interval {points(low)} to {points(high)}, "
         f"{p_value(item.adjusted_p)}{lost})"
     )
 
@@ -132,7 +134,7 @@ def _baseline_sentence(results: Results) -> str:
     accuracy = results.arms[results.baseline].metrics["accuracy"]
     seeds = f", {len(accuracy.seeds)} seed{'s' * (len(accuracy.seeds) != 1)}" if accuracy.seeds else ""
     return (
-        f"Without them (arm {results.baseline}) its accuracy is {percent(accuracy.value)}{_bounds(accuracy)}, "
+        f"Without them (arm {quoted(results.baseline)}) its accuracy is {percent(accuracy.value)}{_bounds(accuracy)}, "
         f"on {count(accuracy.n)} test images{seeds}."
     )
 
@@ -159,12 +161,12 @@ def _augmentation_sentence(reference: str, comparisons: Sequence[Comparison]) ->
         if (found := _with(comparisons, outcome))
     ]
     if unseen := _with(comparisons, "no difference seen"):
-        parts.append(f"no difference seen in {join([item.arm for item in unseen])}")
+        parts.append(f"no difference seen in {join([quoted(item.arm) for item in unseen])}")
     if missing := _with(comparisons, "not measured"):
-        parts.append(f"nothing can be said of {join([item.arm for item in missing])}")
+        parts.append(f"nothing can be said of {join([quoted(item.arm) for item in missing])}")
     derived = any(not item.paired and item.interval for item in comparisons)
     how = " (interval from the two gains as if independent, which is wide on purpose)" if derived else ""
-    return f"Against conventional augmentation instead (arm {reference}): {'; '.join(parts)}{how}."
+    return f"Against conventional augmentation instead (arm {quoted(reference)}): {'; '.join(parts)}{how}."
 
 
 def _correction_sentence(against: dict[str, list[Comparison]]) -> str:
@@ -181,7 +183,7 @@ def _overall_trust(used: Sequence[Trust]) -> TrustOutcome:
 
 def _trust_sentence(results: Results, used: Sequence[Trust], outcome: TrustOutcome) -> str:
     if not used:
-        return "No image set was scored, so whether the images can be trusted is not known."
+        return "No set of synthetic images was scored, so whether the images can be trusted is not known."
     rules = (
         f"the lower bound of an independent judge's agreement with the labels above "
         f"{percent(agreement_threshold(len(results.classes)))} (chance {percent(1 / len(results.classes))}), "
@@ -189,10 +191,10 @@ def _trust_sentence(results: Results, used: Sequence[Trust], outcome: TrustOutco
     )
     if outcome == "trustworthy":
         worst = join([_worst(used, index) for index in range(len(used[0].checks))])
-        scope = f"in each of the {len(used)} sets" if len(used) > 1 else f"in {used[0].image_set}"
+        scope = f"in each of the {len(used)} sets" if len(used) > 1 else f"in {quoted(used[0].image_set)}"
         return f"The images are trustworthy by this report's rules ({rules}): {scope} {worst}."
     reasons = "; ".join(
-        f"{trust.image_set}: {join([_reason(check) for check in trust.checks if check.passed is not True])}"
+        f"{quoted(trust.image_set)}: {join([_reason(check) for check in trust.checks if check.passed is not True])}"
         for trust in used
         if trust.outcome != "trustworthy"
     )
@@ -223,16 +225,24 @@ def _reason(check: Check) -> str:
     return f"the judge agrees with only {percent(check.metric.value)} of the labels{_bounds(check.metric)}"
 
 
+def _yardstick_sentence(results: Results) -> str:
+    """A rule that real images fail cannot tell synthetic ones from them."""
+    yardstick = judge_yardstick(results)
+    failed = [_reason(check) for check in yardstick.checks if check.passed is False] if yardstick else []
+    return f"But real test images fail the same rules ({join(failed)}), so that says little here." if failed else ""
+
+
 def _unjudged_sentences(results: Results, used: Sequence[Trust]) -> list[str]:
     """Fréchet distance and recall: reported, judged by no rule, since their scale depends on encoder and n."""
-    metrics = {trust.image_set: results.image_sets[trust.image_set].metrics for trust in used}
+    names = [*(trust.image_set for trust in used), *([YARDSTICK] if YARDSTICK in results.image_sets else [])]
+    metrics = {name: results.image_sets[name].metrics for name in names}
     shown = dict.fromkeys(
         key for found in metrics.values() for key in found if key.startswith(("FD-", "FID", "recall"))
     )
     if not shown:
         return []
     figures = [
-        f"{name} {', '.join(f'{key} {figure(found[key].value)}' for key in shown if key in found)}"
+        f"{quoted(name)} {', '.join(f'{key} {figure(found[key].value)}' for key in shown if key in found)}"
         for name, found in metrics.items()
     ]
     return [f"Figures on which no threshold is put: {'; '.join(figures)}."]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from hdtrain.config.stages import STAGES
 from hdtrain.distributed.processes import die_with_parent
+from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import HdtrainError
 from hdtrain.formats.atomic import write_json
 from hdtrain.formats.provenance import record_end, record_start
 from hdtrain.stages.base import StageContext
 
 MISTAKE = 2
-STOPPED = 3
+STOPPED = STOPPED_EXIT_CODE
 OUTCOME_VARIABLE = "HDTRAIN_OUTCOME"
 
 

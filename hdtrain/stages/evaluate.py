@@ -11,7 +11,7 @@ from hdtrain.evaluation import kid, memorisation, prdc
 from hdtrain.evaluation.arms import predict_arms, score_arms, score_colours, unequal_steps
 from hdtrain.evaluation.image_sets import ImageScorer, embed_sets
 from hdtrain.evaluation.inputs import Inputs, describe, leaks
-from hdtrain.evaluation.statistics import TestBootstrap
+from hdtrain.evaluation.statistics import SplitBootstrap
 from hdtrain.evaluation.summary import format_table, write_predictions
 from hdtrain.features.encoders import RESIZE, build_encoder
 from hdtrain.features.parts import Parts
@@ -31,7 +31,7 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
     if not context.world.is_main:
         return
 
-    bootstrap = TestBootstrap(
+    bootstrap = SplitBootstrap(
         test["labels"], test["groups"], len(inputs.classes), config.bootstrap_resamples, config.seed
     )
     colours, colour_protocol = score_colours(train, test, inputs.classes, bootstrap)

@@ -9,8 +9,8 @@ from hdtrain.config.training import ImageClassifier, LatentClassifier, TimmClass
 from hdtrain.data.images import TrainingImages
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.diffusion.schedule import NoiseSchedule
+from hdtrain.distributed.collectives import process_group
 from hdtrain.errors import ManifestError
-from hdtrain.formats.run_dir import RunDir
 from hdtrain.models.classifier import Classifier, build_classifier, weights_file
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import datasets_of, image_examples, labelled_classes, latent_examples, train, training
@@ -22,11 +22,12 @@ REPORTED_TIMESTEPS = [0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900]
 def run(config: TrainClassifierConfig, context: StageContext) -> None:
     """Run the stage; a seed whose weights are there is not trained again."""
     architecture, info = _describe(config, context)
-    for seed in config.seeds:
-        if weights_file(context.run.path, seed).exists():
-            continue
-        with training(config, context, seed) as plan:
-            _train_seed(config, context, plan, seed, architecture)
+    with process_group():
+        for seed in config.seeds:
+            if weights_file(context.run.path, seed).exists():
+                continue
+            with training(config, context, seed) as plan:
+                _train_seed(config, context, plan, seed, architecture)
     if context.world.is_main:
         plan = BatchPlan.from_config(config.batch, context.world.size)
         info |= {"seeds": config.seeds, "steps": plan.num_steps(config.duration.images), "architecture": architecture}
@@ -66,8 +67,7 @@ def _train_seed(
     if isinstance(config.model, TimmClassifier) and config.model.weights:
         classifier.model.load_state_dict(load_file(config.model.weights), strict=False)  # type: ignore[union-attr]
     task, source = _task(config, context, plan, seed, classifier)
-    seed_run = RunDir(context.run.path / f"seed-{seed}")
-    train(f"train-classifier seed {seed}", task, source, config, context, plan, seed, seed_run)
+    train(f"train-classifier seed {seed}", task, source, config, context, plan, seed, context.run.seed(seed))
     if context.world.is_main:
         context.run.model.mkdir(exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}

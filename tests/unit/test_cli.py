@@ -59,33 +59,33 @@ def test_all_mistakes_come_at_once_with_the_nearest_key(cli, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unpublished_parent_is_refused_with_the_command_that_publishes_it(cli):
-    error = cli("verify", "images=nowhere", "--out", "run", code=2).stderr
+def test_an_unpublished_parent_is_refused_with_the_command_that_publishes_it(hdtrain):
+    error = hdtrain("verify", "images=nowhere", "--out", "run", code=2).err
     assert "nowhere/manifest.json is not published; run `hdtrain shard CONFIG --out" in error
 
 
-def test_words_that_are_no_overrides_are_refused(cli):
-    assert (
-        "expected key=value, got: --rank" in cli("verify", "images=a", "--out", "run", "--rank", "a=1", code=2).stderr
-    )
+def test_words_that_are_no_overrides_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", "images=a", "--out", "run", "--rank", "a=1"])
+    assert "expected key=value, got: --rank" in capsys.readouterr().err
 
 
 @pytest.fixture
-def shard(cli, make_images, tmp_path):
+def shard(hdtrain, make_images):
     make_images("raw", {"a": 3, "b": 2})
-    return lambda *args, **more: cli("shard", "sources=[{path: raw}]", "--out", "shards", *args, **more)
+    return lambda *args, **more: hdtrain("shard", "sources=[{path: raw}]", "--out", "shards", *args, **more)
 
 
 def test_one_stage_publishes_and_the_same_command_skips(shard, tmp_path):
-    assert "to do" in shard("--dry-run").stdout
+    assert "to do" in shard("--dry-run").out
     assert not (tmp_path / "shards").exists()
     shard()
     manifest = tmp_path / "shards" / "manifest.json"
     assert read_manifest(manifest.parent).num_samples == 5
     written = manifest.stat().st_mtime_ns
-    assert "skip, done" in shard().stdout
+    assert "skip, done" in shard().out
     assert manifest.stat().st_mtime_ns == written
-    assert "(shard): done" in shard("--dry-run").stdout
+    assert "(shard): done" in shard("--dry-run").out
 
 
 def test_the_resolved_config_holds_absolute_paths_and_every_default(shard, tmp_path):
@@ -101,8 +101,8 @@ def test_what_the_stage_prints_is_kept_in_a_log_of_the_attempt(shard, tmp_path):
     log = tmp_path / "shards" / "logs" / "001.log"
     message = log.read_text().strip().splitlines()[-1]
     assert message.startswith("error: ")
-    assert message in error.stdout + error.stderr
-    assert f"its log: {log}" in error.stderr
+    assert message in error.out + error.err
+    assert f"its log: {log}" in error.err
     shard(code=2)
     assert (tmp_path / "shards" / "logs" / "002.log").exists()
 
@@ -112,7 +112,7 @@ def test_another_config_moves_the_old_run_aside_and_deletes_nothing(shard, tmp_p
     old = read_manifest(tmp_path / "shards")
     occupied = tmp_path / f"shards.previous-{old.fingerprint[:8]}"
     occupied.mkdir()
-    assert f"changed: the old run moves to {occupied.name}-2" in shard("samples_per_shard=2").stdout
+    assert f"changed: the old run moves to {occupied.name}-2" in shard("samples_per_shard=2").out
     assert read_manifest(tmp_path / f"{occupied.name}-2") == old
     assert len(read_manifest(tmp_path / "shards").shards) == 3
     assert not list(occupied.iterdir())
@@ -121,17 +121,17 @@ def test_another_config_moves_the_old_run_aside_and_deletes_nothing(shard, tmp_p
 def test_a_folder_that_is_no_run_directory_is_left_alone(shard, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "thesis.txt").write_text("precious")
-    assert "is not a run directory: it holds thesis.txt" in shard(code=2).stderr
+    assert "is not a run directory: it holds thesis.txt" in shard(code=2).err
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["thesis.txt"]
 
 
-def test_a_manifest_of_another_schema_version_is_refused_as_a_parent_and_made_aga(shard, cli, tmp_path):
+def test_a_manifest_of_another_schema_version_is_refused_as_a_parent_and_made_aga(shard, hdtrain, tmp_path):
     shard()
     path = tmp_path / "shards" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
-    error = cli("verify", "images=shards", "--out", "checked", code=2).stderr
+    error = hdtrain("verify", "images=shards", "--out", "checked", code=2).err
     assert "has schema version 99, this hdtrain reads version 1" in error
-    assert "moves to shards.previous-" in shard("--dry-run").stdout
+    assert "moves to shards.previous-" in shard("--dry-run").out
 
 
 def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, tmp_path):
@@ -141,4 +141,4 @@ def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, t
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711")
         lock.flush()
-        assert "shards is in use by process 4711" in shard(code=2).stderr
+        assert "shards is in use by process 4711" in shard(code=2).err

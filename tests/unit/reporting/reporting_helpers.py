@@ -88,7 +88,12 @@ def make_results(**changes: Any) -> Results:
             "selective-1": arm(0.751, (0.049, 0.03, 0.068), 0.0005, 160),
         },
         "colour_histogram": {"accuracy": metric(0.55, 0.5, 0.6), "macro_f1": metric(0.53, 0.48, 0.58)},
-        "image_sets": {"random-1": image_set(), "selective-1": image_set(0.9), "candidates": image_set(0.6)},
+        "image_sets": {
+            "random-1": image_set(),
+            "selective-1": image_set(0.9),
+            "candidates": image_set(0.6),
+            "real test images": image_set(0.75),
+        },
         "nearest": [],
         "encoder": {"name": "squeezenet", "weights": "ab" * 32, "resize": "bicubic", "resolution": 32},
         "reference": {"train": "cd" * 32, "test": "ef" * 32},
@@ -207,7 +212,7 @@ class Tree:
             extra = [str(selection / name)] if row.num_synthetic else []
             model = {"kind": "timm", "name": "vit_tiny", "images": [str(real), *extra]}
             if "augment" in name:
-                model["augment"] = "conventional"
+                model["augmented_copies"] = 1
             config = {"model": model, "duration": duration, "seeds": [0, 1, 2]}
             arms[name] = {
                 "classifier": str(self.simple(f"arms/{name}", "train-classifier", config, ("loss/cross_entropy",)))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from reporting_helpers import CLASSES, Tree, collect_tree, drawn_image
 
+from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.images import MAX_THUMBNAIL_PX, gallery, nearest_pairs, thumbnail
 
 
@@ -68,3 +69,11 @@ def test_real_patches_become_thumbnails(real_data: Path) -> None:
     plain = Image.open(patch).convert("RGB").resize((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX), Image.Resampling.BOX)
     assert np.abs(shown - np.asarray(plain, float)).mean() < 10
     assert np.asarray(plain).std() > 20
+
+
+def test_shards_that_were_removed_are_counted_and_the_rest_is_shown(built: Tree) -> None:
+    RunDir(built.root / "synthetic").shards.joinpath("000000.tar").unlink()
+    rows = gallery(collect_tree(built).selection, CLASSES, 2)["tumour"]
+    assert [row.missing_shards for row in rows] == [0, 0, 0, 1]
+    assert [image.note for image in rows[-1].images] == ["not found", "not found"]
+    assert rows[0].images[0].uri

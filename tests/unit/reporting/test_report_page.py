@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from reporting_helpers import Tree, arm, collect_tree, image_set, make_results
 
-from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.manifest import publish, read_manifest
+from hdtrain.formats.results import write_results
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.render import render
 from hdtrain.stages.__main__ import run_stage
@@ -105,7 +106,7 @@ def test_figures_of_results_json_stand_in_the_page(html: str) -> None:
     ):
         assert expected in text
     assert "0.0021 [0.0011, 0.0032]" in text
-    assert "Synthetic images made the classifier better in 2 of 3 arms: selective-0.5 +3.3 points" in text
+    assert "Synthetic images made the classifier better in 2 of 3 arms: “selective-0.5” +3.3 points" in text
     assert "Images trustworthy" in text
     assert "Published, another data set: compare differences between arms, not values" in text
     assert "+ selective 200 % 4.583 0.919 0.916 0.919 0.992 +0.064" in text
@@ -139,12 +140,21 @@ def test_names_from_outside_are_escaped(built: Tree) -> None:
     assert "&lt;b&gt;bold&lt;/b&gt;" in html
 
 
-def test_unequal_steps_are_said(built: Tree) -> None:
+def test_warnings_of_the_evaluation_stand_above_the_tables(built: Tree) -> None:
+    results = make_results(protocol={"warnings": ["3 slides stand in both train and test"]})
+    evaluation = RunDir(built.root / "evaluation")
+    write_results(evaluation.results, results)
+    publish(evaluation.path, read_manifest(evaluation.path).model_copy(update={"files": {}}))
+    page = render(collect_tree(built))
+    assert page.index("3 slides stand in both train and test") < page.index('id="arms"')
+
+
+def test_unequal_steps_are_said(built: Tree, html: str) -> None:
     results = make_results()
     arms = {**results.arms, "random-1": results.arms["random-1"].model_copy(update={"steps": 900})}
     page = render(replace(collect_tree(built), results=results.model_copy(update={"arms": arms})))
     assert "The arms differ in optimizer steps" in page
-    assert "The arms differ in optimizer steps" not in render(replace(collect_tree(built), results=results))
+    assert "The arms differ in optimizer steps" not in html
 
 
 def test_an_unpublished_evaluation_is_one_clear_error(built: Tree, capsys: pytest.CaptureFixture[str]) -> None:

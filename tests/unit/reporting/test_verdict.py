@@ -29,18 +29,17 @@ def test_one_better_arm() -> None:
     assert verdict.gain == "better"
     assert verdict.gain_headline == "Classifier better"
     assert verdict.paragraph.startswith(
-        "Synthetic images made the classifier better: selective-1 +5.0 points (95 % interval +3.0 to +7.0, p = 0.001)."
-    )
-    assert (
-        "Without them (arm real) its accuracy is 70.0 % (95 % interval 67.0 % to 73.0 %), on 480 test images, 3 seeds."
-        in (verdict.paragraph)
+        "Synthetic images made the classifier better: “selective-1” +5.0 points "
+        "(95 % interval +3.0 to +7.0, p = 0.001). "
+        "Without them (arm “real”) its accuracy is 70.0 % (95 % interval 67.0 % to 73.0 %), "
+        "on 480 test images, 3 seeds."
     )
 
 
 def test_one_worse_arm() -> None:
     verdict = decide(results_of({"random-1": WORSE}))
     assert verdict.gain == "worse"
-    assert "made the classifier worse: random-1 −6.0 points (95 % interval −8.0 to −4.0" in verdict.paragraph
+    assert "made the classifier worse: “random-1” −6.0 points (95 % interval −8.0 to −4.0" in verdict.paragraph
     assert "better" not in verdict.paragraph
 
 
@@ -57,9 +56,9 @@ def test_arms_that_disagree_are_all_named() -> None:
     verdict = decide(results_of({"selective-1": BETTER, "random-1": WORSE, "random-0.5": UNCLEAR}))
     assert verdict.gain == "no difference seen"
     assert verdict.gain_headline == "Classifier better in 1 of 3 and worse in 1 of 3 arms"
-    assert "better in 1 of 3 arms: selective-1" in verdict.paragraph
-    assert "worse in 1 of 3 arms: random-1" in verdict.paragraph
-    assert "no difference was seen in 1 of 3 arms: random-0.5" in verdict.paragraph
+    assert "better in 1 of 3 arms: “selective-1”" in verdict.paragraph
+    assert "worse in 1 of 3 arms: “random-1”" in verdict.paragraph
+    assert "no difference was seen in 1 of 3 arms: “random-0.5”" in verdict.paragraph
 
 
 def test_holm_takes_back_a_lucky_arm_among_many() -> None:
@@ -79,7 +78,7 @@ def test_a_small_p_does_not_overrule_an_interval_with_zero() -> None:
 def test_nothing_is_said_without_an_interval_or_without_synthetic_arms() -> None:
     verdict = decide(results_of({"selective-1": arm(0.75, None, None, 160)}))
     assert verdict.gain == "not measured"
-    assert "The gain of selective-1 has no interval, so nothing is said about it." in verdict.paragraph
+    assert "The gain of “selective-1” has no interval, so nothing is said about it." in verdict.paragraph
     assert "No arm was trained with synthetic images" in decide(results_of({})).paragraph
 
 
@@ -89,7 +88,7 @@ def test_conventional_augmentation_is_the_second_reference() -> None:
     assert [item.arm for item in verdict.against["real"]] == ["selective-1"]
     assert verdict.against["real-augmented"][0].outcome == "no difference seen"
     assert (
-        "Against conventional augmentation instead (arm real-augmented): no difference seen in selective-1"
+        "Against conventional augmentation instead (arm “real-augmented”): no difference seen in “selective-1”"
         in verdict.paragraph
     )
 
@@ -122,7 +121,7 @@ def test_trustworthy_states_thresholds_and_the_worst_figures() -> None:
     assert "above 50.0 % (chance 25.0 %), at most 5.0 % memorised, precision at least 0.5" in verdict.paragraph
     assert "at least 80.0 %" in verdict.paragraph
     assert "at most 2.0 % of the images are memorised" in verdict.paragraph
-    assert "a FD-squeezenet 12.35, recall 0.420" in verdict.paragraph
+    assert "“a” FD-squeezenet 12.35, recall 0.420" in verdict.paragraph
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_the_pool_before_selection_is_judged_but_does_not_decide() -> None:
         decide(results_of({"s": BETTER}, image_sets={"candidates": image_set(precision=0.1)})).trust
         == "not trustworthy"
     )
-    assert "No image set was scored" in decide(results_of({"s": BETTER}, image_sets={})).paragraph
+    assert "No set of synthetic images was scored" in decide(results_of({"s": BETTER}, image_sets={})).paragraph
 
 
 def test_few_classes_have_a_threshold_that_can_be_met() -> None:
@@ -184,6 +183,23 @@ def test_colour_alone_is_warned_about(colour: float, warned: bool) -> None:
 
 def test_single_image_set_and_class_names_do_not_break_grammar() -> None:
     verdict = decide(results_of({"s": BETTER}, image_sets={"s": image_set()}, classes=CLASSES))
-    assert "in s the judge agrees with 81.0 % (95 % interval 77.0 % to 85.0 %), 1.2 % of the images are memorised" in (
-        verdict.paragraph
+    assert (
+        "in “s” the judge agrees with 81.0 % (95 % interval 77.0 % to 85.0 %), 1.2 % of the images are memorised"
+        in (verdict.paragraph)
     )
+
+
+def test_real_test_images_are_the_yardstick_and_not_a_synthetic_set() -> None:
+    sets = {"s": image_set(), "real test images": image_set(precision=0.9)}
+    verdict = decide(results_of({"s": BETTER}, image_sets=sets))
+    assert [item.image_set for item in verdict.image_sets] == ["s"]
+    assert verdict.trust == "trustworthy"
+    assert "But real test images fail" not in verdict.paragraph
+    assert "“real test images” FD-squeezenet 12.35" in verdict.paragraph
+    hard = {"s": image_set(precision=0.3), "real test images": image_set(precision=0.4)}
+    verdict = decide(results_of({"s": BETTER}, image_sets=hard))
+    assert verdict.trust == "not trustworthy"
+    assert "But real test images fail the same rules (precision is only 0.400)" in verdict.paragraph
+    only = decide(results_of({"s": BETTER}, image_sets={"real test images": image_set()}))
+    assert "No set of synthetic images was scored" in only.paragraph
+    assert only.trust == "not shown to be trustworthy"

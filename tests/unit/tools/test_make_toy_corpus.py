@@ -188,7 +188,7 @@ def test_classes_show_in_structure_and_not_in_colour(corpus: Path):
     for classify in (logistic_regression, nearest_neighbours):
         assert (classify(*colours) == truth).mean() < 0.28, classify.__name__
     structure = structure_features(train), labels, structure_features(test)
-    assert (linear_discriminant(*structure) == truth).mean() > 0.78
+    assert (linear_discriminant(*structure) == truth).mean() > 0.75
 
 
 def test_the_colour_classifier_is_not_blind(corpus: Path):
