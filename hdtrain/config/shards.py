@@ -42,7 +42,7 @@ class EvenSampling(Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> "EvenSampling":
-        wanted, other = (("per_class", "fraction") if self.mode == "equal" else ("fraction", "per_class"))
+        wanted, other = ("per_class", "fraction") if self.mode == "equal" else ("fraction", "per_class")
         if getattr(self, wanted) is None or getattr(self, other) is not None:
             raise ValueError(f"mode '{self.mode}' takes '{wanted}' and not '{other}'")
         return self

@@ -91,7 +91,7 @@ class SqueezenetEncoder(Config):
 
 
 class TimmEncoder(Config):
-    """Any timm model; `weights` is a safetensors or torch file of its state, None trains or tests from random weights."""
+    """Any timm model; `weights` is a file of its state (safetensors or torch), None means random weights."""
 
     kind: Literal["timm"] = "timm"
     name: str
@@ -106,7 +106,7 @@ class ClassifierEncoder(Config):
 
 
 class LpipsVgg(Config):
-    """LPIPS with its VGG-16 backbone from a local file (torchvision's `vgg16-397923af.pth`); channel weights ship with lpips."""
+    """LPIPS with its VGG-16 backbone from a local file (torchvision's `vgg16-397923af.pth`); lpips ships the rest."""
 
     kind: Literal["lpips-vgg"] = "lpips-vgg"
     weights: WeightsFile
@@ -217,7 +217,7 @@ class TimmClassifier(Config):
     name: str = "vit_base_patch16_224"
     weights: WeightsFile | None = None
     augmented_copies: int = Field(0, ge=0)
-    """Extend the data set by this many copies of itself, conventionally augmented (random resized crop, colour jitter)."""
+    """Extend the data set by this many conventionally augmented copies (random resized crop, colour jitter)."""
     reader: ReaderConfig = ReaderConfig()
 
 
@@ -249,5 +249,3 @@ class AdaptDecoderConfig(Config):
     classifier_weight: float = Field(1.0, ge=0)
     """λ_CE."""
     seed: int = 0
-
-

@@ -45,8 +45,20 @@ def shared_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str] | Non
     return labelled[0][1] if labelled else None
 
 
+def labelled_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str]:
+    """The classes of data sets that must all be labelled.
+
+    Raises:
+        ManifestError: one has no classes, or the classes differ.
+    """
+    for path, manifest in datasets:
+        if not manifest.classes:
+            raise ManifestError(f"{path} is unlabelled; this stage needs class labels")
+    return shared_classes(datasets) or []
+
+
 class TrainingImages:
-    """Published image data sets, read as one, at any positions of one order; `copies` repeats them behind themselves."""
+    """Published image data sets, read as one, at any positions of one order; `copies` appends them again."""
 
     def __init__(self, datasets: Sequence[tuple[Path, Manifest]], config: ReaderConfig, seed: int, copies: int = 0):
         self.shards: list[ShardReader] = [s for path, manifest in datasets for s in open_shards(path, manifest)]

@@ -39,9 +39,7 @@ def ddim_sample(
         clip_latents: clamp ẑ_0 to ± this.
         step_noise: step number to the noise of that step; needed for η > 0.
     """
-    scheduler = schedule.ddim()
-    scheduler.config.clip_sample = clip_latents is not None
-    scheduler.config.clip_sample_range = clip_latents or 1.0
+    scheduler = schedule.ddim(clip_latents)
     timesteps = timesteps_of(scheduler, solver.steps)
     z = noise
     for step, timestep in enumerate(timesteps):
@@ -52,6 +50,12 @@ def ddim_sample(
             epsilon = guided_epsilon(epsilon, gradient, float(schedule.alphas_cumprod[timestep]), guidance)
         extra = step_noise(step) if solver.eta > 0 and step_noise is not None else None
         z = scheduler.step(
-            epsilon, timestep, z, eta=solver.eta, use_clipped_model_output=True, variance_noise=extra
-        ).prev_sample
+            epsilon,
+            timestep,
+            z,
+            eta=solver.eta,
+            use_clipped_model_output=True,
+            variance_noise=extra,
+            return_dict=False,
+        )[0]
     return z

@@ -17,14 +17,15 @@ class NoiseSchedule:
         self.config = config
         self.num_timesteps = config.num_train_timesteps
 
-    def ddim(self) -> DDIMScheduler:
-        """DDIM with timesteps 1, 1 + T/S, … and no clipping, the final step going to ᾱ_0 of the first timestep."""
+    def ddim(self, clip_latents: float | None = None) -> DDIMScheduler:
+        """DDIM with timesteps 1, 1 + T/S, …, the final step going to ᾱ_0; ẑ_0 clamped to ± `clip_latents` if given."""
         return DDIMScheduler(
             num_train_timesteps=self.num_timesteps,
             beta_start=self.config.beta_start,
             beta_end=self.config.beta_end,
             beta_schedule=self.config.kind,
-            clip_sample=False,
+            clip_sample=clip_latents is not None,
+            clip_sample_range=clip_latents or 1.0,
             set_alpha_to_one=False,
             steps_offset=1,
             timestep_spacing="leading",

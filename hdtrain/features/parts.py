@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from hdtrain.data.images import iterate_shard
 from hdtrain.distributed.collectives import barrier
@@ -20,6 +19,7 @@ from hdtrain.features.encoders import Encoder
 from hdtrain.formats.atomic import atomic_file
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import ShardReader, open_shards
+from hdtrain.models.classifier import Classifier
 from hdtrain.progress import Progress
 
 Arrays = dict[str, np.ndarray]
@@ -94,17 +94,17 @@ def embed_shard(reader: ShardReader, encoder: Encoder, batch_size: int, resoluti
 
 
 @torch.no_grad()
-def classify_shard(reader: ShardReader, classifiers: Sequence[nn.Module], batch_size: int) -> Arrays:
+def classify_shard(reader: ShardReader, classifiers: Sequence[Classifier], batch_size: int) -> Arrays:
     """`probabilities` float32 (n, len(classifiers), classes): softmax at the classifiers' own resolution."""
     keys, labels, probabilities = [], [], []
     first = classifiers[0]
     device = next(first.parameters()).device
-    for batch in iterate_shard(reader, batch_size, int(first.resolution)):  # type: ignore[arg-type]
+    for batch in iterate_shard(reader, batch_size, first.resolution, first.resize):
         x = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         keys += batch.keys
         labels.append(batch.labels)
         probabilities.append(torch.stack([model(x).float().softmax(1) for model in classifiers], 1).cpu().numpy())
-    shape = (0, len(classifiers), len(first.classes))  # type: ignore[arg-type]
+    shape = (0, len(classifiers), len(first.classes))
     return {
         "keys": np.array(keys, str),
         "labels": _concatenate(labels),

@@ -5,7 +5,6 @@ renamed when complete; `latest` is renamed into place after it.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -30,7 +29,7 @@ def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None],
     write_json(temporary / "meta.json", {"version": CHECKPOINT_VERSION, "step": step, "files": hashes, **meta})
     if final.exists():
         shutil.rmtree(final)
-    os.replace(temporary, final)
+    temporary.replace(final)
     write_bytes(root / "latest", final.name.encode())
     return final
 

@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""`status` is ok, rejected (unreadable or refused by rule), unused (readable, but not drawn) or background (no tissue)."""
+"""`status`: ok, rejected (unreadable or refused by rule), unused (readable, not drawn) or background (no tissue)."""
 
 
 def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

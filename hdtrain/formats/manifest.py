@@ -67,7 +67,9 @@ class Manifest(Config):
     @property
     def identity(self) -> str:
         """Hash of the content, not of how, when or where it was made: equal content, equal identity."""
-        content = self.model_dump(mode="json", include={"kind", "fields", "shards", "files", "split", "classes", "info"})
+        content = self.model_dump(
+            mode="json", include={"kind", "fields", "shards", "files", "split", "classes", "info"}
+        )
         return sha256_bytes(canonical_json(content))
 
 

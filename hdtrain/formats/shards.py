@@ -164,7 +164,7 @@ class ShardReader:
             raise ShardError(f"{self.path}: shard cannot be opened: {error}") from None
         if len(mapped) != self.sidecar.bytes:
             raise ShardError(
-                f"{self.path}: {len(mapped)} bytes, its sidecar says {self.sidecar.bytes}: truncated or of another shard"
+                f"{self.path}: {len(mapped)} bytes, its sidecar says {self.sidecar.bytes}: truncated or of another one"
             )
         return memoryview(mapped)
 

@@ -18,7 +18,15 @@ def member_header(name: str, size: int) -> bytes:
         raise ValueError(f"member name of {len(encoded)} bytes, ustar holds 1 to {MAX_NAME}: {name}")
     if size >= 8**11:
         raise ValueError(f"member {name} of {size} bytes, ustar holds less than {8**11}")
-    head = encoded.ljust(MAX_NAME, b"\0") + b"0000644\0" + b"0000000\0" + b"0000000\0" + b"%011o\0" % size + b"0" * 11 + b"\0"
+    head = (
+        encoded.ljust(MAX_NAME, b"\0")
+        + b"0000644\0"
+        + b"0000000\0"
+        + b"0000000\0"
+        + b"%011o\0" % size
+        + b"0" * 11
+        + b"\0"
+    )
     tail = b"0" + b"\0" * 100 + b"ustar\x0000" + b"\0" * 64 + b"0000000\0" + b"0000000\0" + b"\0" * 167
     checksum = sum(head) + 8 * 0x20 + sum(tail)
     return head + b"%06o\0 " % checksum + tail

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from timm.layers import AttentionPool2d
 from torch import Tensor, nn
 
 from hdtrain.config.presets import CLASSIFIERS
+from hdtrain.data.decode import Resize
 from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
@@ -20,6 +20,9 @@ from hdtrain.formats.run_dir import RunDir
 
 class Classifier(nn.Module):
     """What every classifier offers: logits, features before the last layer, and intermediate maps."""
+
+    resize: Resize = "squash"
+    """How its images are brought to `resolution`; restored from the manifest."""
 
     def __init__(self, kind: str, classes: list[str], resolution: int):
         super().__init__()
@@ -46,7 +49,7 @@ class EncoderClassifier(Classifier):
         channels = size.latent_channels if kind == "latent" else size.image_channels
         width = channels[0]
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        time_width = 4 * width if kind == "latent" else None
+        time_width: Any = 4 * width if kind == "latent" else None
         if time_width:
             self.time = nn.ModuleList([Timesteps(width, True, 0), TimestepEmbedding(width, time_width)])
         common: dict[str, Any] = {"resnet_eps": 1e-6, "resnet_act_fn": "silu", "resnet_groups": size.norm_groups}
@@ -106,14 +109,21 @@ class TimmClassifier(Classifier):
 
     def __init__(self, name: str, classes: list[str], resolution: int):
         super().__init__("timm", classes, resolution)
-        sized = {"img_size": resolution} if name.startswith(("vit", "deit", "swin", "eva", "beit")) else {}
+        sized: dict[str, Any] = (
+            {"img_size": resolution} if name.startswith(("vit", "deit", "swin", "eva", "beit")) else {}
+        )
         self.model = timm.create_model(name, pretrained=False, num_classes=len(classes), **sized)
-        config = self.model.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        normalisation: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
+        self.mean, self.std = normalisation["mean"], normalisation["std"]
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return ((x + 1) / 2 - self.mean) / self.std  # type: ignore[operator]
+        mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return ((x + 1) / 2 - mean) / std
+
+    @property
+    def _model(self) -> Any:
+        """timm's models share methods, not a base class."""
+        return self.model
 
     def feature_maps(self, x: Tensor, t: Tensor | None = None) -> list[Tensor]:
         """The last map; vision transformers' tokens are not maps.
@@ -121,7 +131,7 @@ class TimmClassifier(Classifier):
         Raises:
             ManifestError: the model has no feature maps.
         """
-        last = self.model.forward_features(self._normalised(x))
+        last = self._model.forward_features(self._normalised(x))
         if last.ndim != 4:
             raise ManifestError(
                 f"a {type(self.model).__name__} has tokens, not feature maps; use a convolutional model"
@@ -130,7 +140,7 @@ class TimmClassifier(Classifier):
 
     def features(self, x: Tensor, t: Tensor | None = None) -> Float[Tensor, "n d"]:
         """Pooled features before the classifier layer."""
-        features: Tensor = self.model.forward_head(self.model.forward_features(self._normalised(x)), pre_logits=True)
+        features: Tensor = self._model.forward_head(self._model.forward_features(self._normalised(x)), pre_logits=True)
         return features
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Float[Tensor, "n k"]:
@@ -163,4 +173,5 @@ def load_classifier(directory: Path, seed: int | None = None) -> Classifier:
         raise ManifestError(f"{directory}: no classifier of seed {seed}; trained seeds: {', '.join(map(str, seeds))}")
     model = build_classifier(manifest.info["architecture"])
     model.load_state_dict(load_file(weights_file(directory, seed)))
+    model.resize = manifest.info.get("resize", "squash")
     return model.requires_grad_(False).eval()

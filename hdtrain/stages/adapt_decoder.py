@@ -1,7 +1,7 @@
 """`hdtrain adapt-decoder CONFIG --out RUN`: fine-tune the decoder on the labelled set; D′ keeps E unchanged."""
 
 from hdtrain.config.training import AdaptDecoderConfig
-from hdtrain.data.images import TrainingImages
+from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.distributed.collectives import device
 from hdtrain.errors import ManifestError
 from hdtrain.features.perceptual import build_perceptual
@@ -9,7 +9,7 @@ from hdtrain.models.autoencoder import load_autoencoder
 from hdtrain.models.classifier import load_classifier
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.train_vae import publish_autoencoder
-from hdtrain.stages.training import datasets_of, image_examples, labelled_classes, train, training
+from hdtrain.stages.training import datasets_of, image_examples, train, training
 from hdtrain.training.decoder import DecoderTask
 
 

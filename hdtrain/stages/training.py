@@ -9,17 +9,14 @@ import torch
 
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.training import BatchConfig, DurationConfig, OptimConfig
-from hdtrain.data.images import ImageBatch, TrainingImages, shared_classes
-from hdtrain.data.latents import LatentBatch, TrainingLatents
+from hdtrain.data.images import ImageBatch, TrainingImages
 from hdtrain.distributed.collectives import process_group
-from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.base import StageContext
+from hdtrain.training.classifier_kinds import EXAMPLES
 from hdtrain.training.loop import Trainer
 from hdtrain.training.task import Source, Task
-
-EXAMPLES = 8
 
 
 class TrainingConfig(Protocol):
@@ -82,25 +79,6 @@ def datasets_of(context: StageContext, paths: list[Path]) -> list[tuple[Path, Ma
     return [(path, context.manifest_of(path)) for path in paths]
 
 
-def labelled_classes(datasets: list[tuple[Path, Manifest]]) -> list[str]:
-    """The classes of data sets that must all be labelled.
-
-    Raises:
-        ManifestError: one has no classes, or the classes differ.
-    """
-    for path, manifest in datasets:
-        if not manifest.classes:
-            raise ManifestError(f"{path} is unlabelled; this stage needs class labels")
-    classes = shared_classes(datasets)
-    assert classes is not None
-    return classes
-
-
 def image_examples(source: TrainingImages) -> ImageBatch:
     """The same few images at every visit, spread over the data set."""
-    return source.batch(range(min(EXAMPLES, source.order.epoch_size)))
-
-
-def latent_examples(source: TrainingLatents) -> LatentBatch:
-    """The same few latents at every visit."""
-    return source.batch(range(min(EXAMPLES, source.order.epoch_size)))
+    return source.batch(range(EXAMPLES))

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.presets import DISCRIMINATOR_CHANNELS
@@ -61,7 +62,7 @@ def adaptive_weight(gradients: tuple[Tensor, Tensor], features: Tensor, weight: 
     """
     squares = torch.stack(
         [
-            torch.nn.grad.conv2d_weight(features.float(), list(weight.shape), gradient, padding=1).square().sum()
+            conv2d_weight(features.float(), list(weight.shape), gradient, padding=1).square().sum()
             for gradient in gradients
         ]
     )
@@ -86,7 +87,7 @@ class AutoencoderTask:
         self.perceptual = perceptual.to(device()) if perceptual else None
         self.vae = vae
         self.generator = Engine("autoencoder", ReconstructingVae(vae), config.optim, plan, config.engine)
-        self.engines = {"autoencoder": self.generator}
+        self.engines: dict[str, Engine] = {"autoencoder": self.generator}
         self.adversarial = config.adversarial
         if self.adversarial.weight > 0:
             self.discriminator = PatchDiscriminator(DISCRIMINATOR_CHANNELS[config.preset])
@@ -134,7 +135,12 @@ class AutoencoderTask:
         if adversarial_now:
             logs |= self._discriminator_step(x, x_hat.detach(), lr)
         latent_std = (mean.var() + logvar.exp().mean()).sqrt()
-        return {"loss/total": total + self.config.kl_weight * kl.detach(), **logs, "loss/kl": kl, "latent/std": latent_std}
+        return {
+            "loss/total": total + self.config.kl_weight * kl.detach(),
+            **logs,
+            "loss/kl": kl,
+            "latent/std": latent_std,
+        }
 
     def _reconstruction(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         l1 = (x - x_hat).abs().mean()

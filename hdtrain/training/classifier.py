@@ -42,9 +42,7 @@ class ClassifierTask:
 class ImageClassifierTask(ClassifierTask):
     """φ and timm classifiers, on images with flips; the data set's copies are augmented conventionally."""
 
-    def __init__(
-        self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch
-    ):
+    def __init__(self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch):
         super().__init__(model, config, plan)
         self.examples = examples
 

@@ -24,6 +24,7 @@ class Decoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
+        assert vae.post_quant_conv is not None
         self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, z: Tensor) -> Tensor:

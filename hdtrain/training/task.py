@@ -22,9 +22,15 @@ class Source(Protocol):
 class Task(Protocol):
     """One thing to train."""
 
-    engines: Mapping[str, Engine]
-    ema: Ema | None
-    """The moving average of the first engine's weights."""
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """What is trained, by name."""
+        ...
+
+    @property
+    def ema(self) -> Ema | None:
+        """The moving average of the first engine's weights."""
+        ...
 
     def micro_step(self, batch: Any, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """Losses, backward and (at the end of an accumulation) optimizer steps; returns scalars to log."""
