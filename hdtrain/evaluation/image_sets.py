@@ -10,7 +10,7 @@ from jaxtyping import Float
 from hdtrain.config.synthesis import EvaluateConfig
 from hdtrain.distributed.collectives import device
 from hdtrain.evaluation.frechet import frechet_distance, frechet_distance_infinity
-from hdtrain.evaluation.inputs import CANDIDATES, YARDSTICK, Inputs
+from hdtrain.evaluation.inputs import Inputs
 from hdtrain.evaluation.kid import NUM_SUBSETS, kernel_distances
 from hdtrain.evaluation.memorisation import QUANTILE, Memorisation, memorisation, nearest_pairs, real_threshold
 from hdtrain.evaluation.moments import Moments
@@ -18,7 +18,7 @@ from hdtrain.evaluation.prdc import K_DENSITY_COVERAGE, MAX_IMAGES, prdc, subsam
 from hdtrain.evaluation.statistics import interval_of, share_metric
 from hdtrain.features.encoders import Encoder
 from hdtrain.features.parts import Arrays, Parts, classify_shard, embed_shard, shard_units
-from hdtrain.formats.results import ImageSetResult, Metric, NearestPair
+from hdtrain.formats.results import CANDIDATES, YARDSTICK, ImageSetResult, Metric, NearestPair
 from hdtrain.models.classifier import load_classifier
 
 NUM_PAIRS = 24

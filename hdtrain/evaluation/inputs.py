@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from hdtrain.config.synthesis import EvaluateConfig
-from hdtrain.data.images import UNLABELLED, iterate_shard
+from hdtrain.data.decode import decode_rgb
+from hdtrain.data.images import UNLABELLED
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.colour_histogram import BINS, colour_histograms
 from hdtrain.features.parts import Arrays, Parts, shard_units
 from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.results import CANDIDATES, YARDSTICK
 from hdtrain.formats.shards import ShardReader
 
 Dataset = tuple[Path, Manifest]
-YARDSTICK = "real test images"
-"""The image set that shows what the image metrics say about images that are beyond doubt."""
-CANDIDATES = "candidates"
-HISTOGRAM_RESOLUTION = 128
-"""Images are counted at this size: a histogram needs no more."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,12 @@ def _shared_classes(datasets: dict[str, Dataset]) -> list[str]:
     return expected
 
 
-def describe_shard(reader: ShardReader, batch_size: int) -> Arrays:
+def describe_shard(reader: ShardReader) -> Arrays:
     """`histograms`, `groups` (patient, else slide, else empty) and `digests` of the encoded images of one shard."""
     sidecar = reader.sidecar
     metas = [reader.meta(i) for i in range(sidecar.samples)]
-    batches = iterate_shard(reader, batch_size, HISTOGRAM_RESOLUTION)
-    histograms = [colour_histograms(batch.images) for batch in batches]
+    # At their own size: a resized image has mixed colours at every edge, which tells of structure.
+    histograms = [colour_histograms(decode_rgb(reader.image(i))[None]) for i in range(sidecar.samples)]
     return {
         "keys": np.array(sidecar.keys, str),
         "labels": np.array([UNLABELLED if label is None else label for label in sidecar.labels], np.int64),
@@ -99,13 +96,13 @@ def describe_shard(reader: ShardReader, batch_size: int) -> Arrays:
     }
 
 
-def describe(name: str, dataset: Dataset, parts: Parts, batch_size: int) -> Arrays:
+def describe(name: str, dataset: Dataset, parts: Parts) -> Arrays:
     """`describe_shard` of a whole labelled data set.
 
     Raises:
         DataError: no images, or some without a label.
     """
-    units = shard_units(f"{name}-describe", dataset, lambda reader: describe_shard(reader, batch_size))
+    units = shard_units(f"{name}-describe", dataset, describe_shard)
     parts.compute(f"evaluate: {name} colours", units)
     table = parts.load(units)
     if not table or (table["labels"] == UNLABELLED).any():

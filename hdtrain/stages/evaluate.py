@@ -24,7 +24,7 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
     inputs = Inputs.open(config, dict(context.parents.values()))
     encoder = build_encoder(config.encoder).to(device())
     parts = Parts.open(context.run.path, context.fingerprint, context.world)
-    train, test = (describe(name, getattr(inputs, name), parts, config.batch_size) for name in ("train", "test"))
+    train, test = (describe(name, getattr(inputs, name), parts) for name in ("train", "test"))
     warnings = leaks(train, test) + unequal_steps(inputs)
     predictions = predict_arms(config, inputs, parts)
     train_features, image_sets = embed_sets(config, inputs, encoder, parts)

@@ -52,7 +52,7 @@ def _describe_latent(model: LatentClassifier, latents: Manifest) -> tuple[dict[s
         "encoder_id": latents.info["encoder_id"],
         "latent_scale": latents.info["latent_scale"],
         "schedule": model.schedule.model_dump(),
-        "num_real": latents.num_samples,
+        "num_real": latents.num_samples // (2 if latents.info["flips"] else 1),
         "num_synthetic": 0,
     }
     architecture = {"preset": model.preset, "kind": "latent", "in_channels": channels, "resolution": size}
