@@ -120,7 +120,7 @@ class TrainingImages:
         if place not in self.broken:
             self.broken[place] = str(error)
             print(f"warning: skipped {name}: {error}")
-        limit = self.config.max_failed_share * len(self._cached)
+        limit = min(self.config.max_failed_share * len(self._cached), len(self._cached) - 1)  # one must be whole
         if len(self.broken) > limit:
             raise DataError(
                 f"{len(self.broken)} broken images of {len(self._cached)}, more than max_failed_share "
