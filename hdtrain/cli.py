@@ -1,7 +1,7 @@
 """The command line: one stage, or a recipe of them.
 
     hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--dry-run] [key=value …]
-    hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE …] [--dry-run] [key=value …]
+    hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
 
 The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped by a signal
 after saving, 130 interrupted, 128 + n killed by signal n.
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run directories (default: the recipe's)"
     )
-    command.add_argument("--only", nargs="+", action="extend", default=[], metavar="NODE", help="run these nodes alone")
+    command.add_argument(
+        "--only", action="append", default=[], metavar="NODE", help="run this node alone; may be given again"
+    )
     _common(command, "VARIABLE=value or NODE.dotted.key=value")
     for spec in STAGES.values():
         command = _command(commands, spec.name, spec.summary, stage)
@@ -112,8 +114,7 @@ def stage(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`hdtrain run`: a recipe."""
-    args.overrides += [text for text in args.only if "=" in text]  # `--only a b key=value`
-    only = [text for text in args.only if "=" not in text]
+    only = args.only
     recipe = load_recipe(args.recipe, args.overrides, args.out, args.ranks)
     if args.dry_run:
         rows = [(node.name, node.stage, str(state or "to do")) for node, state in plan(recipe, only)]

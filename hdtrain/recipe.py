@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -50,7 +50,7 @@ class RecipeFile(Config):
     name: str
     out: Path | None = None
     variables: dict[str, Any] = Field(default_factory=dict)
-    ranks: dict[str, int] = Field(default_factory=dict)
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     stages: dict[str, NodeFile] = Field(min_length=1)
 
     @field_validator("stages")

@@ -5,13 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Config(BaseModel):
-    """Frozen, no unknown keys, defaults validated too."""
+    """Frozen, no unknown keys, defaults validated too.
+
+    A block that is given in part keeps what its stage set for the rest: `optim.lr` alone leaves `optim.betas` alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_blocks(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        completed = dict(data)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Config) and isinstance(data.get(name), dict):
+                completed[name] = {**field.default.model_dump(exclude_unset=True), **data[name]}
+        return completed
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,11 @@ class InputFile:
     """Marks a path field as a file whose content (not its place) belongs to the stage's fingerprint."""
 
 
+@dataclass(frozen=True)
+class InputTree:
+    """Marks a path field as raw data whose names and sizes (not their place) belong to the stage's fingerprint."""
+
+
 ImagesParent = Annotated[Path, Kinds(("images",))]
 LatentsParent = Annotated[Path, Kinds(("latents",))]
 AutoencoderParent = Annotated[Path, Kinds(("autoencoder",))]
@@ -34,6 +53,7 @@ ClassifierParent = Annotated[Path, Kinds(("classifier",))]
 SelectionParent = Annotated[Path, Kinds(("selection",))]
 EvaluationParent = Annotated[Path, Kinds(("evaluation",))]
 WeightsFile = Annotated[Path, InputFile()]
+RawData = Annotated[Path, InputTree()]
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class Reference:
 
     dotted: str
     path: Path
-    marker: Kinds | InputFile
+    marker: Kinds | InputFile | InputTree
 
 
 def references(config: BaseModel) -> Iterator[Reference]:
@@ -52,7 +72,7 @@ def references(config: BaseModel) -> Iterator[Reference]:
 
 
 def _walk(value: Any, dotted: str, metadata: list[Any], annotation: Any) -> Iterator[Reference]:
-    markers = [m for m in [*metadata, *_markers(annotation)] if isinstance(m, Kinds | InputFile)]
+    markers = [m for m in [*metadata, *_markers(annotation)] if isinstance(m, Kinds | InputFile | InputTree)]
     if isinstance(value, BaseModel):
         for child in references(value):
             yield Reference(f"{dotted}.{child.dotted}", child.path, child.marker)

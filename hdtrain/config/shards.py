@@ -1,11 +1,10 @@
 """Configs of the stages that write and check image shards: `shard` and `verify`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hdtrain.config.base import Config, ImagesParent
+from hdtrain.config.base import Config, ImagesParent, RawData
 
 Layout = Literal["auto", "class-folders", "flat", "slide"]
 
@@ -13,7 +12,7 @@ Layout = Literal["auto", "class-folders", "flat", "slide"]
 class SourceConfig(Config):
     """One raw data set. `layout: auto` looks: a slide file, folders of images (class-folders), or images (flat)."""
 
-    path: Path
+    path: RawData
     layout: Layout = "auto"
     name: str | None = None
     """Stands in every sample's key and in its `source`; the folder's or file's name when left out."""

@@ -20,7 +20,8 @@ class SolverConfig(Config):
     """DDIM (Song et al. 2021): timesteps 1, 1+T/S, …; η = 0 is deterministic, η = 1 as noisy as DDPM."""
 
     kind: Literal["ddim"] = "ddim"
-    steps: int = Field(200, ge=1, le=1000)
+    steps: int = Field(200, ge=1)
+    """Must divide the denoiser's training timesteps: 20, 25, 40, 50, 100, 125, 200, 250 or 500 of 1000."""
     eta: float = Field(0.0, ge=0, le=1)
 
 
@@ -39,7 +40,7 @@ class SampleConfig(Config):
     samples_per_shard: int = Field(256, ge=1)
     batch_size: int = Field(32, ge=1)
     clip_latents: float | None = Field(None, gt=0)
-    """Clamp the predicted ẑ₀ to ± this many standard deviations (None: no clamp, as published)."""
+    """Clamp the predicted scaled ẑ₀ (unit standard deviation) to ± this; None: no clamp, as published."""
     seed: int = 0
 
 
@@ -109,6 +110,9 @@ class EvaluateConfig(Config):
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> "EvaluateConfig":
+        reserved = {"candidates", "real test images"} & set(self.arms)
+        if reserved:
+            raise ValueError(f"arm name '{reserved.pop()}' is taken by an image set of that name; choose another")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline '{self.baseline}' is not one of the arms: {', '.join(self.arms)}")
         return self

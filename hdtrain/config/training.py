@@ -147,17 +147,25 @@ class TrainVaeConfig(Config):
     latent_stats_images: int = Field(10_000, ge=1)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _whole_latents(self) -> "TrainVaeConfig":
+        if self.reader.resolution % 16:
+            raise ValueError(f"reader.resolution must be a multiple of 16 pixels, got {self.reader.resolution}")
+        return self
+
 
 class EncodeConfig(Config):
     """Cache the posterior's mean and std of every image: `hdtrain encode`."""
 
     images: list[ImagesParent] = Field(min_length=1)
     vae: AutoencoderParent
-    reader: ReaderConfig = ReaderConfig()
+    """Images are brought to its resolution in the way it was trained with."""
     flips: bool = False
     """Cache the horizontally flipped image as a second entry (a flip of the image is not a flip of the latent)."""
     batch_size: int = Field(32, ge=1)
     records_per_member: int = Field(256, ge=1)
+    threads: int = Field(2, ge=1)
+    """Decoding threads."""
 
 
 class NoiseScheduleConfig(Config):

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdtrain.config.training import NoiseScheduleConfig
+from hdtrain.errors import ConfigError
 
 
 class NoiseSchedule:
@@ -46,6 +47,16 @@ class NoiseSchedule:
 
 
 def timesteps_of(scheduler: DDIMScheduler, steps: int) -> list[int]:
-    """The timesteps of a solver with `steps` steps, largest first."""
+    """The timesteps of a solver with `steps` steps, largest first.
+
+    Raises:
+        ConfigError: `steps` does not divide the number of training timesteps into equal parts of at least two.
+    """
+    total = scheduler.config["num_train_timesteps"]  # type: ignore[index]
+    if total % steps or steps == total:
+        fitting = [s for s in range(1, total) if total % s == 0]
+        nearest = sorted(fitting, key=lambda s: abs(s - steps))[:4]
+        problem = f"solver.steps: must divide {total} timesteps evenly, got {steps}; near it: {sorted(nearest)}"
+        raise ConfigError("solver", [problem])
     scheduler.set_timesteps(steps)
     return [int(t) for t in torch.as_tensor(scheduler.timesteps)]

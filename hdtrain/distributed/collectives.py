@@ -49,6 +49,14 @@ def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
+def use_reproducible_kernels() -> None:
+    """For exactly-once stages: one CPU thread a process, since kernels sum in another order with another number.
+
+    With it the result does not depend on how many processes share the cores; ranks are the way to use more cores.
+    """
+    torch.set_num_threads(1)
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if World.from_environment().size > 1:

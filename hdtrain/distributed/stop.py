@@ -8,10 +8,12 @@ STOPPED_EXIT_CODE = 3
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGUSR1 or SIGINT. A second SIGINT stops at once."""
+    """Set by SIGTERM, SIGUSR1 or SIGINT, for the rest of the process. A second SIGINT stops at once."""
 
-    def __init__(self) -> None:
-        self.is_set = False
+    is_set = False
+
+    def install(self) -> None:
+        """Take over the signals; a flag that is set already stays set."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -19,3 +21,7 @@ class StopFlag:
         if self.is_set and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.is_set = True
+
+
+STOP = StopFlag()
+"""The process's one flag: a signal between two seeds' trainings must not be lost."""

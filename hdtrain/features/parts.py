@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hdtrain.data.images import iterate_shard
-from hdtrain.distributed.collectives import barrier
+from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
 from hdtrain.distributed.world import World
 from hdtrain.features.encoders import Encoder
 from hdtrain.formats.atomic import atomic_file
@@ -45,6 +45,7 @@ class Parts:
     @classmethod
     def open(cls, run: Path, fingerprint: str, world: World) -> "Parts":
         """`RUN/parts/FINGERPRINT/`."""
+        use_reproducible_kernels()
         return cls(run / "parts" / fingerprint[:16], world)
 
     def path(self, unit: Unit) -> Path:

@@ -11,9 +11,12 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary name beside `path`; on success fsync and rename, on failure remove. Makes the folder."""
+    """Write to a temporary name beside `path`; on success fsync and rename, on failure remove. Makes the folder.
+
+    What a killed process left under the temporary name is written over by the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as stream:
             yield stream

@@ -6,7 +6,7 @@ Two runs with the same fingerprint would compute the same thing, so the second i
 from pathlib import Path
 from typing import Any
 
-from hdtrain.config.base import Config, InputFile, Kinds, references
+from hdtrain.config.base import Config, InputFile, InputTree, Kinds, references
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
 from hdtrain.formats.manifest import Manifest, read_manifest
@@ -29,7 +29,7 @@ def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]
                 )
             except ManifestError as error:
                 problems.append(f"{reference.dotted}: {error}")
-        elif not reference.path.is_file():
+        elif isinstance(reference.marker, InputFile) and not reference.path.is_file():
             problems.append(f"{reference.dotted}: no such file: {reference.path}")
     if problems:
         raise ConfigError(source, problems)
@@ -42,10 +42,19 @@ def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manif
     for reference in references(config):
         if isinstance(reference.marker, InputFile):
             replaced[reference.dotted] = sha256_file(reference.path)
+        elif isinstance(reference.marker, InputTree):
+            replaced[reference.dotted] = listing_hash(reference.path)
     tree: Any = config.model_dump(mode="json")
     for dotted, digest in replaced.items():
         _replace(tree, dotted, digest)
     return sha256_bytes(canonical_json({"stage": stage, "config": tree}))
+
+
+def listing_hash(path: Path) -> str:
+    """Hash over the names and sizes of the files below `path` (its own, if it is a file): new raw data, new run."""
+    files = [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
+    listing = sorted((str(file.relative_to(path.parent)), file.stat().st_size) for file in files)
+    return sha256_bytes(canonical_json([path.name, *listing]))
 
 
 def _replace(tree: Any, dotted: str, value: str) -> None:

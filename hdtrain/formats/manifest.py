@@ -119,7 +119,7 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
         stage = json.loads(run_json.read_bytes()).get("stage", "STAGE")
         return f"it was begun: run `hdtrain {stage} {RunDir(directory).config} --out {directory}` to finish it"
     commands = {
-        "images": "shard",
+        "images": "shard (or sample, or select)",
         "autoencoder": "train-vae",
         "latents": "encode",
         "denoiser": "train-ldm",

@@ -1,5 +1,6 @@
 """The latent autoencoder (LAE): diffusers' AutoencoderKL by preset, and the codec that carries its latent scale."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,12 @@ def check_same_latent_space(what: str, ours: dict[str, Any], vae: Path, theirs: 
 def manifest_latent_space(manifest: Manifest) -> dict[str, Any]:
     """The two facts that identify a latent space."""
     return {"encoder_id": manifest.info["encoder_id"], "latent_scale": manifest.info["latent_scale"]}
+
+
+def encoder_id(vae: AutoencoderKL) -> str:
+    """sha256 over the encoder's weights, in name order."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from hdtrain.config.training import EncodeConfig
-from hdtrain.data.images import iterate_shard, shared_classes
-from hdtrain.distributed.collectives import barrier, device
+from hdtrain.data.images import iterate_shard, labelled_classes
+from hdtrain.distributed.collectives import barrier, device, use_reproducible_kernels
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardReader, is_complete, open_shards, shard_entry
-from hdtrain.models.autoencoder import load_autoencoder, to_unit_range
+from hdtrain.models.autoencoder import PublishedAutoencoder, load_autoencoder, to_unit_range
 from hdtrain.progress import Progress
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import datasets_of
@@ -19,6 +19,7 @@ from hdtrain.stages.training import datasets_of
 
 def run(config: EncodeConfig, context: StageContext) -> None:
     """Run the stage."""
+    use_reproducible_kernels()
     published = load_autoencoder(config.vae, device())
     datasets = datasets_of(context, config.images)
     shards = [shard for path, manifest in datasets for shard in open_shards(path, manifest)]
@@ -28,7 +29,7 @@ def run(config: EncodeConfig, context: StageContext) -> None:
     with Progress("encode", total, enabled=context.world.is_main) as progress:
         for shard, part in mine:
             records, keys, labels = [], [], []
-            for moments, batch_keys, batch_labels in _encode(shard, published.codec, config):
+            for moments, batch_keys, batch_labels in _encode(shard, published, config):
                 records.append(moments)
                 keys += batch_keys
                 labels += batch_labels
@@ -41,7 +42,7 @@ def run(config: EncodeConfig, context: StageContext) -> None:
         context.publish(
             fields={"moments": spec},
             shards=entries,
-            classes=shared_classes(datasets),
+            classes=labelled_classes(datasets) if all(m.classes for _, m in datasets) else None,
             split=datasets[0][1].split,
             info={
                 "encoder_id": published.encoder_id,
@@ -55,12 +56,12 @@ def run(config: EncodeConfig, context: StageContext) -> None:
 
 @torch.no_grad()
 def _encode(
-    shard: ShardReader, codec: torch.nn.Module, config: EncodeConfig
+    shard: ShardReader, published: PublishedAutoencoder, config: EncodeConfig
 ) -> Iterator[tuple[np.ndarray, list[str], list[int | None]]]:
-    resolution = int(codec.resolution)  # type: ignore[arg-type]
-    for batch in iterate_shard(shard, config.batch_size, resolution, config.reader.resize, config.reader.threads):
+    codec, resize = published.codec, published.info["resize"]
+    for batch in iterate_shard(shard, config.batch_size, codec.resolution, resize, config.threads):
         labels = [None if label < 0 else int(label) for label in batch.labels]
         x = to_unit_range(torch.from_numpy(batch.images).to(device()))
         for suffix, view in (("", x), *((("-flip", x.flip(3)),) if config.flips else ())):
-            moments = torch.stack(codec.moments(view), dim=1)  # type: ignore[operator]
+            moments = torch.stack(codec.moments(view), dim=1)
             yield moments.half().cpu().numpy(), [key + suffix for key in batch.keys], labels

@@ -3,7 +3,7 @@
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
-from hdtrain.distributed.collectives import barrier, device
+from hdtrain.distributed.collectives import barrier, device, use_reproducible_kernels
 from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.shards import is_complete, shard_entry
@@ -19,6 +19,7 @@ from hdtrain.stages.base import StageContext
 
 def run(config: SampleConfig, context: StageContext) -> None:
     """Run the stage."""
+    use_reproducible_kernels()
     classifier = _load_matching_classifier(config, context)
     classes = classifier.classes if classifier else None
     plan = SamplePlan(config.per_class, len(classes) if classes else 1, config.samples_per_shard)

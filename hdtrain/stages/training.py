@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.training import BatchConfig, DurationConfig, OptimConfig
@@ -13,6 +14,7 @@ from hdtrain.data.images import ImageBatch, TrainingImages
 from hdtrain.distributed.collectives import process_group
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
+from hdtrain.models.autoencoder import encoder_id
 from hdtrain.stages.base import StageContext
 from hdtrain.training.classifier_kinds import EXAMPLES
 from hdtrain.training.loop import Trainer
@@ -57,7 +59,7 @@ def train(
     seed: int,
     run: RunDir | None = None,
 ) -> None:
-    """Train `task` to the end in the stage's run directory (or in `run`, a part of it)."""
+    """Train `task` to the end, leaving its modules in fp32, in the stage's run directory (or in `run`, a part of it)."""
     run = run or context.run
     Trainer(
         title=title,
@@ -72,6 +74,8 @@ def train(
         metrics=run.metrics,
         tensorboard=run.tensorboard,
     ).train()
+    for engine in task.engines.values():
+        engine.finish()
 
 
 def datasets_of(context: StageContext, paths: list[Path]) -> list[tuple[Path, Manifest]]:
@@ -82,3 +86,13 @@ def datasets_of(context: StageContext, paths: list[Path]) -> list[tuple[Path, Ma
 def image_examples(source: TrainingImages) -> ImageBatch:
     """The same few images at every visit, spread over the data set."""
     return source.batch(range(EXAMPLES))
+
+
+def publish_autoencoder(vae: AutoencoderKL, context: StageContext, info: dict[str, Any]) -> None:
+    """Write the diffusers folder, then the manifest; `encoder_id` names the latent space."""
+    folder = context.run.model
+    vae.float().register_to_config(scaling_factor=info["latent_scale"])
+    vae.save_pretrained(folder, safe_serialization=True)
+    info = {"encoder_id": encoder_id(vae), **info}
+    context.publish(kind="autoencoder", files=sorted(folder.iterdir()), info=info)
+    print(f"autoencoder: latent scale {info['latent_scale']:.4f}, encoder {info['encoder_id'][:12]}")

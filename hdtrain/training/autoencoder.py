@@ -13,7 +13,7 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.presets import DISCRIMINATOR_CHANNELS
 from hdtrain.config.training import TrainVaeConfig
 from hdtrain.data.images import ImageBatch
-from hdtrain.distributed.collectives import all_reduce_sum, device
+from hdtrain.distributed.collectives import all_reduce_mean, all_reduce_sum, device
 from hdtrain.distributed.seeds import Draws, generator
 from hdtrain.features.perceptual import Perceptual
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
@@ -51,22 +51,17 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
 
 
 def adaptive_weight(gradients: tuple[Tensor, Tensor], features: Tensor, weight: Tensor) -> Float[Tensor, ""]:
-    """clip(‖∂rec/∂W‖ / (‖∂G/∂W‖ + 1e-4), 0, 1e4), the norms over all ranks so that every rank uses one weight.
+    """clip(‖∂rec/∂W‖ / (‖∂G/∂W‖ + 1e-4), 0, 1e4), Esser et al. 2021, eq. 7; W is the decoder's last convolution.
 
-    Esser et al. 2021, eq. 7; W is the decoder's last convolution (3×3, padding 1).
+    Both gradients are means over all ranks before their norms are taken: what one rank with the whole batch would get.
 
     Args:
         gradients: ∂rec/∂x̂ and ∂G/∂x̂.
-        features: what the last convolution was given.
+        features: what the last convolution (3×3, padding 1) was given.
         weight: W.
     """
-    squares = torch.stack(
-        [
-            conv2d_weight(features.float(), list(weight.shape), gradient, padding=1).square().sum()
-            for gradient in gradients
-        ]
-    )
-    rec_norm, generator_norm = all_reduce_sum(squares).sqrt()
+    of_weight = [conv2d_weight(features.float(), list(weight.shape), gradient, padding=1) for gradient in gradients]
+    rec_norm, generator_norm = all_reduce_mean(torch.stack(of_weight)).square().sum(dim=(1, 2, 3, 4)).sqrt()
     return (rec_norm / (generator_norm + 1e-4)).clamp(0, MAX_ADVERSARIAL_WEIGHT)
 
 
@@ -124,7 +119,7 @@ class AutoencoderTask:
         total = rec.detach()
         adversarial_now = self.adversarial.weight > 0 and images_seen >= self.adversarial.start_images
         if adversarial_now:
-            generator_loss = -self.discriminator(x_hat).mean()
+            generator_loss = -self.discriminator(self.generator.cast(x_hat)).float().mean()
             generator_gradient = torch.autograd.grad(generator_loss, x_hat)[0]
             adaptive = adaptive_weight((gradient, generator_gradient), self._features, self.vae.decoder.conv_out.weight)
             gradient = gradient + self.adversarial.weight * adaptive * generator_gradient
@@ -159,7 +154,8 @@ class AutoencoderTask:
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed images above their reconstructions (posterior mean), and decoded noise."""
-        reconstructed = self.vae.decode(self.vae.encode(self.examples).latent_dist.mean).sample
+        posterior = self.vae.encode(self.generator.cast(self.examples)).latent_dist
+        reconstructed = self.vae.decode(posterior.mean).sample
         both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
         return {"reconstructions": image_grid(both, columns=len(self.examples))}
 

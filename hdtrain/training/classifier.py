@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import TrainClassifierConfig
+from hdtrain.config.training import LatentClassifier, TrainClassifierConfig
 from hdtrain.data.images import ImageBatch
 from hdtrain.data.latents import LatentBatch
 from hdtrain.diffusion.schedule import NoiseSchedule
-from hdtrain.distributed.collectives import device
+from hdtrain.distributed.collectives import all_reduce_sum, device
 from hdtrain.distributed.seeds import Draws
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.classifier import Classifier
@@ -45,10 +45,13 @@ class ImageClassifierTask(ClassifierTask):
     def __init__(self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch):
         super().__init__(model, config, plan)
         self.examples = examples
+        self.flips = not isinstance(config.model, LatentClassifier) and config.model.reader.flips
 
     def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        x = random_symmetry(to_unit_range(torch.from_numpy(batch.images).to(device())), draws)
+        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        if self.flips:
+            x = random_symmetry(x, draws)
         if batch.is_copy is not None and batch.is_copy.any():
             copies = torch.from_numpy(batch.is_copy).to(device()).view(-1, 1, 1, 1)
             x = torch.where(copies, conventional(x, draws), x)
@@ -60,7 +63,7 @@ class ImageClassifierTask(ClassifierTask):
         """Fixed training images, those that are classified rightly first."""
         self.model.eval()
         x = to_unit_range(torch.from_numpy(self.examples.images).to(device()))
-        correct = self.model(x).argmax(1).cpu().numpy() == self.examples.labels
+        correct = self.model(self.engine.cast(x)).argmax(1).cpu().numpy() == self.examples.labels
         self.model.train()
         tags = {"images/right": correct, "images/wrong": ~correct}
         return {tag: image_grid(self.examples.images[mask], columns=8) for tag, mask in tags.items() if mask.any()}
@@ -80,7 +83,7 @@ class LatentClassifierTask(ClassifierTask):
     ):
         super().__init__(model, config, plan)
         self.schedule, self.scale, self.examples = schedule, scale, examples
-        self._hits = torch.zeros(NOISE_BINS, 2)
+        self._hits = torch.zeros(NOISE_BINS, 2, device=device())
 
     def micro_step(self, batch: LatentBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
@@ -90,35 +93,18 @@ class LatentClassifierTask(ClassifierTask):
         t = draws.integers("timestep", self.schedule.num_timesteps)
         z_t = self.schedule.add_noise(z0, draws.normal("noise", shape), t)
         logs, correct = self._step((z_t, t), torch.from_numpy(batch.labels).to(device()), lr)
-        bins = (t * NOISE_BINS // self.schedule.num_timesteps).cpu()
+        bins = t * NOISE_BINS // self.schedule.num_timesteps
         # A running count with a memory of some hundred steps: single batches have too few images a bin.
         self._hits *= 0.99
-        self._hits.index_add_(0, bins, torch.stack([correct.cpu(), torch.ones(len(bins))], dim=1))
-        for i in range(NOISE_BINS):
-            if self._hits[i, 1] > 0:
-                logs[f"accuracy/noise_bin_{i}"] = self._hits[i, 0] / self._hits[i, 1]
-        return logs
-
-    @torch.no_grad()
-    def accuracy_by_timestep(self, batch: LatentBatch, timesteps: list[int], seed: int) -> dict[str, float]:
-        """Accuracy on the latents of `batch` (posterior mean), noised to each timestep; t = 0 is nearly clean."""
-        self.model.eval()
-        z0 = torch.from_numpy(batch.mean).to(device()) * self.scale
-        labels = torch.from_numpy(batch.labels).to(device())
-        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)).to(device())
-        accuracy = {}
-        for timestep in timesteps:
-            t = torch.full((len(z0),), timestep, device=device())
-            logits = self.model(self.schedule.add_noise(z0, noise, t), t)
-            accuracy[str(timestep)] = float((logits.argmax(1) == labels).float().mean())
-        self.model.train()
-        return accuracy
+        self._hits.index_add_(0, bins, torch.stack([correct, torch.ones_like(correct)], dim=1))
+        hits = all_reduce_sum(self._hits.clone())  # so that every rank logs the same bins
+        return logs | {f"accuracy/noise_bin_{i}": hits[i, 0] / hits[i, 1] for i in range(NOISE_BINS) if hits[i, 1] > 0}
 
     def visualise(self) -> dict[str, np.ndarray]:
         """The latents of fixed examples at rising noise, first three channels."""
         z0 = torch.from_numpy(self.examples.mean) * self.scale
         noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
         rows = []
-        for timestep in range(0, self.schedule.num_timesteps, self.schedule.num_timesteps // 5):
+        for timestep in range(0, self.schedule.num_timesteps, max(1, self.schedule.num_timesteps // 5)):
             rows.append(self.schedule.add_noise(z0, noise, torch.full((len(z0),), timestep)) / 3)
         return {"noisy_latents": image_grid(to_uint8(torch.cat(rows)[:, :3]).numpy(), columns=len(z0))}

@@ -86,7 +86,8 @@ def load_pretrained(classifier: Classifier, weights: Path) -> None:
         WeightsError: the file does not fit the model.
     """
     model: Any = classifier.model
-    head = f"{model.pretrained_cfg['classifier']}."
+    names = model.pretrained_cfg["classifier"]
+    head = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
     fresh = {name: value for name, value in model.state_dict().items() if name.startswith(head)}
     state = {name: value for name, value in read_state(weights).items() if not name.startswith(head)}
     load_strictly(model, state | fresh, weights)

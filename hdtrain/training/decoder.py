@@ -82,6 +82,6 @@ class DecoderTask:
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed labelled images above their reconstructions."""
-        reconstructed = self.decoder(self.vae.encode(self.examples).latent_dist.mean)
+        reconstructed = self.decoder(self.engine.cast(self.vae.encode(self.examples).latent_dist.mean))
         both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
         return {"reconstructions": image_grid(both, columns=len(self.examples))}

@@ -66,16 +66,20 @@ class DiffusionTask:
     def visualise(self) -> dict[str, np.ndarray]:
         """DDIM samples from fixed noise, with the EMA weights and with the raw ones."""
         noise = torch.randn(GRID_IMAGES, *self.codec.latent_shape, generator=generator(self.config.seed, "grid"))
+        total = self.schedule.num_timesteps
+        steps = next(steps for steps in range(min(GRID_STEPS, total - 1), 0, -1) if total % steps == 0)
         was_training = self.model.training
         self.model.eval()
         grids = {}
-        for name, weights in (("samples/ema", self.ema.shadow), ("samples/raw", self.engine.master_weights())):
+        # The raw weights are the module's own: asking the engine for its masters would be a collective, and this is not.
+        raw = {name: p.detach().float() for name, p in self.model.named_parameters()}
+        for name, weights in (("samples/ema", self.ema.shadow), ("samples/raw", raw)):
 
             def denoise(z: Tensor, t: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
                 return functional_call(self.model, weights, (z, t))  # type: ignore[no-any-return]
 
             z0 = ddim_sample(
-                denoise, self.schedule, SolverConfig(steps=GRID_STEPS), noise.to(device()), clip_latents=GRID_CLIP
+                denoise, self.schedule, SolverConfig(steps=steps), noise.to(device()), clip_latents=GRID_CLIP
             )
             grids[name] = image_grid(to_uint8(self.codec.decode(z0)).cpu().numpy(), columns=8)
         self.model.train(was_training)

@@ -65,9 +65,20 @@ class Engine:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Forward; floating-point inputs are cast to the engine's dtype."""
-        if self.config.precision == "bf16":
-            inputs = tuple(x.bfloat16() if torch.is_floating_point(x) else x for x in inputs)
-        return self._engine(*inputs)
+        return self._engine(*(self.cast(x) for x in inputs))
+
+    def cast(self, x: Tensor) -> Tensor:
+        """A floating-point tensor in the engine's dtype, for calls of the bare module."""
+        return x.bfloat16() if self.config.precision == "bf16" and torch.is_floating_point(x) else x
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """End of training: the module in fp32 with the master weights. A collective where they are partitioned."""
+        masters = {name: value.clone() for name, value in self.master_weights().items()}
+        self.module.float()
+        for name, p in self._named_parameters():
+            p.copy_(masters[name])
+        self.config = self.config.model_copy(update={"precision": "fp32"})
 
     def backward_and_step(self, loss: Tensor, lr: float) -> None:
         """Backward; at the end of an accumulation an optimizer step with `lr`."""
@@ -92,14 +103,25 @@ class Engine:
             return {name: p.detach() for name, p in self._named_parameters()}
         return {name: safe_get_full_fp32_param(p) for name, p in self._named_parameters()}
 
+    def _buffers(self) -> dict[str, Tensor]:
+        """What the module keeps besides parameters: running statistics."""
+        parameters = dict(self.module.named_parameters())
+        return {name: value for name, value in self.module.state_dict().items() if name not in parameters}
+
     def save(self, folder: Path, is_main: bool) -> None:
-        """Write `NAME.weights` and `NAME.moments` safetensors into `folder`. All ranks call it, the main one writes."""
+        """Write `NAME.weights`, `NAME.moments` and, if there are any, `NAME.buffers` safetensors into `folder`.
+
+        All ranks call it, the main one writes.
+        """
         weights, moments = self.master_weights(), {}
         if self.steps > 0:  # before its first step an optimizer has no moments
             moments = {f"{n}.{m}": self._moment(p, m) for n, p in self._named_parameters() for m in MOMENTS}
         if is_main:
             save_file(_on_cpu(weights), folder / f"{self.name}.weights.safetensors")
             save_file(_on_cpu(moments), folder / f"{self.name}.moments.safetensors", {"steps": str(self.steps)})
+            if buffers := self._buffers():
+                kept = {name: value.detach().cpu().contiguous() for name, value in buffers.items()}
+                save_file(kept, folder / f"{self.name}.buffers.safetensors")
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote.
@@ -118,6 +140,10 @@ class Engine:
                 p.copy_(weights[name])
             if self._partitioned:
                 safe_set_full_fp32_param(p, weights[name])
+        if buffers := self._buffers():
+            kept = load_file(folder / f"{self.name}.buffers.safetensors", str(device()))
+            for name, value in buffers.items():
+                value.copy_(kept[name])
         with safe_open(folder / f"{self.name}.moments.safetensors", "pt", str(device())) as moments:
             self.steps = int(moments.metadata()["steps"])
             if self.steps > 0:

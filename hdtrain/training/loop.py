@@ -16,7 +16,7 @@ from hdtrain.config.training import DurationConfig, OptimConfig
 from hdtrain.data.prefetch import Prefetcher
 from hdtrain.distributed.collectives import all_reduce_max, all_reduce_mean, barrier, device
 from hdtrain.distributed.seeds import Draws
-from hdtrain.distributed.stop import STOPPED_EXIT_CODE, StopFlag
+from hdtrain.distributed.stop import STOP, STOPPED_EXIT_CODE
 from hdtrain.distributed.world import World
 from hdtrain.errors import TrainingError
 from hdtrain.formats.checkpoint import find_latest, prune, read_meta, write_checkpoint
@@ -45,7 +45,7 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the end, or save and leave with exit code 3 when a signal asks for it."""
-        stop = StopFlag()
+        STOP.install()
         self._restore()
         num_steps = self.plan.num_steps(self.duration.images)
         if self.step == num_steps:
@@ -55,12 +55,12 @@ class Trainer:
         save_every = every_steps(self.duration.checkpoint_every_images, self.duration, 10, self.plan.global_batch_size)
         show_every = every_steps(self.duration.visualise_every_images, self.duration, 5, self.plan.global_batch_size)
         done, total = self.step * self.plan.global_batch_size, num_steps * self.plan.global_batch_size
-        meter = _Meter(batches)
+        meter = _Meter(batches, self.step)
         with Progress(self.title, total, done=done, enabled=self.world.is_main) as progress:
             stream = iter(batches)
             while self.step < num_steps:
                 logs, keys = self._step_once(stream)
-                stopping = self._agree(stop.is_set, logs, keys)
+                stopping = self._agree(STOP.is_set, logs, keys)
                 progress.update(self.plan.global_batch_size, f"loss {float(next(iter(logs.values()))):.4f}")
                 last = self.step == num_steps
                 if last or self.step == 1 or self.step % self.duration.log_every_steps == 0:
@@ -86,19 +86,19 @@ class Trainer:
         """One optimizer step: every pass of its accumulation."""
         images_seen = self.step * self.plan.global_batch_size
         lr = lr_at(images_seen, self.optim, self.duration.images)
-        sums: dict[str, torch.Tensor] = {}
+        logs: dict[str, list[torch.Tensor]] = {}
         keys: list[str] = []
         for accumulation_step in range(self.plan.accumulation_steps):
             batch = next(stream)
             draws = Draws(self.seed, self.step, accumulation_step, self.world.rank, self.plan, device())
             for name, value in self.task.micro_step(batch, draws, lr, images_seen).items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.accumulation_steps
+                logs.setdefault(name, []).append(value.detach().float())
             keys += batch.keys
         if self.task.ema is not None:
             engine = next(iter(self.task.engines.values()))
             self.task.ema.update(iter(engine.master_weights().items()))
         self.step += 1
-        return sums, keys
+        return {name: torch.stack(values).mean() for name, values in logs.items()}, keys
 
     def _agree(self, stop: bool, logs: dict[str, torch.Tensor], keys: list[str]) -> bool:
         """One small all-reduce a step: has any rank been asked to stop, has any rank a loss that is not finite?"""
@@ -181,18 +181,17 @@ class Trainer:
 class _Meter:
     """Images a second and the share of time spent waiting for data, since the last reading."""
 
-    def __init__(self, batches: Prefetcher[Any]):
+    def __init__(self, batches: Prefetcher[Any], step: int):
         self.batches = batches
-        self.restart(None)
+        self.restart(step)
 
-    def restart(self, step: int | None) -> None:
+    def restart(self, step: int) -> None:
         self.started, self.wait, self.step = time.monotonic(), self.batches.wait_sec, step
 
     def read(self, step: int, global_batch_size: int) -> dict[str, float]:
         seconds = max(time.monotonic() - self.started, 1e-9)
-        steps = step - (self.step if self.step is not None else step - 1)
         values = {
-            "images_per_sec": max(steps, 1) * global_batch_size / seconds,
+            "images_per_sec": (step - self.step) * global_batch_size / seconds,
             "data_wait": (self.batches.wait_sec - self.wait) / seconds,
         }
         if torch.cuda.is_available():

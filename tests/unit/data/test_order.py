@@ -30,9 +30,10 @@ def test_a_position_means_the_same_sample_however_one_comes_to_it(sizes, seed, s
 @pytest.mark.parametrize("world_size", range(1, 8))
 @pytest.mark.parametrize("sizes", [[5, 3, 4], [7]], ids=["three shards", "fewer shards than ranks"])
 def test_the_ranks_together_read_the_one_sequence_and_go_on_at_another_world_size(world_size, sizes):
-    total = 420  # divisible by every world size
+    total = 840  # two passes at every world size
     order = SampleOrder(sizes, seed=3, block_shards=2)
-    plan = BatchPlan.from_config(BatchConfig(global_batch_size=total, micro_batch_size=total // world_size // 2 or 1), world_size)
+    micro = total // world_size // 2
+    plan = BatchPlan.from_config(BatchConfig(global_batch_size=total, micro_batch_size=micro), world_size)
     steps = [
         position
         for step in range(2)
