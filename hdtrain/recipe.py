@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from hdtrain.config.base import Config, Kinds, Reference, references
+from hdtrain.config.base import Config, InputFile, Kinds, Reference, references
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, ManifestError
@@ -250,7 +250,8 @@ class _Resolver:
         if isinstance(reference.marker, Kinds):
             kinds = reference.marker.kinds
             return self._check_kind(inside, kinds) if in_node else _check_published(path, kinds)
-        return None if in_node or path.is_file() else f"no such file: {path}"
+        missing = isinstance(reference.marker, InputFile) and not in_node and not path.is_file()
+        return f"no such file: {path}" if missing else None
 
     def _check_kind(self, inside: tuple[str, ...], kinds: tuple[str, ...]) -> str | None:
         node, *below = inside

@@ -71,7 +71,7 @@ class DiffusionTask:
         was_training = self.model.training
         self.model.eval()
         grids = {}
-        # The raw weights are the module's own: asking the engine for its masters would be a collective, and this is not.
+        # The module's own weights: asking the engine for its masters would be a collective, and one rank draws.
         raw = {name: p.detach().float() for name, p in self.model.named_parameters()}
         for name, weights in (("samples/ema", self.ema.shadow), ("samples/raw", raw)):
 

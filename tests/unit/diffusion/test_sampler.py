@@ -54,9 +54,10 @@ def test_without_guidance_it_is_the_loop_of_diffusers(config, eta, noise):
 def test_the_timesteps_are_those_of_the_paper_and_none_lies_outside_the_schedule():
     schedule = NoiseSchedule(LINEAR)
     assert timesteps_of(schedule.ddim(), 200) == list(range(996, 0, -5))
-    assert timesteps_of(schedule.ddim(), 999) == list(range(999, 0, -1))
-    with pytest.raises(ConfigError, match="1000 steps .* 1000 timesteps"):
-        timesteps_of(schedule.ddim(), 1000)
+    assert timesteps_of(schedule.ddim(), 500) == list(range(999, 0, -2))
+    for steps, near in [(1000, "500"), (300, "250"), (30, "25")]:
+        with pytest.raises(ConfigError, match=rf"must divide 1000 timesteps evenly, got {steps}; near it: .*\b{near}\b"):
+            timesteps_of(schedule.ddim(), steps)
 
 
 def test_the_forward_process_is_that_of_diffusers(noise):
@@ -124,12 +125,13 @@ def test_with_guidance_it_is_equations_7_and_8(guidance, eta, clip, noise):
 
 def test_guidance_raises_the_probability_of_the_label(noise):
     def chosen(guidance: float) -> torch.Tensor:
-        z = ddim_sample(
-            denoiser, NoiseSchedule(LINEAR), SolverConfig(steps=10), noise, classifier=classifier, labels=LABELS, guidance=guidance
-        )
+        models = {"classifier": classifier, "labels": LABELS, "guidance": guidance}
+        z = ddim_sample(denoiser, NoiseSchedule(LINEAR), SolverConfig(steps=10), noise, **models)
         return torch.log_softmax(classifier(z, torch.zeros(3)), 1)[torch.arange(3), LABELS]
 
-    assert (chosen(3.0) > chosen(0.0)).all()
+    guided, unguided = chosen(3.0), chosen(0.0)
+    assert (guided >= unguided).all()
+    assert guided.exp().min() > 0.9 > unguided.exp().min()
 
 
 def test_the_gradient_is_that_of_finite_differences_and_leaves_no_graph():

@@ -1,0 +1,143 @@
+"""Training the autoencoder in two DeepSpeed engines is what ordinary autograd and AdamW do with the formulas."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_chain import draw
+
+from hdtrain.config.batch import BatchPlan
+from hdtrain.config.training import TimmEncoder, TrainVaeConfig
+from hdtrain.data.images import ImageBatch
+from hdtrain.distributed.collectives import init_process_group
+from hdtrain.distributed.seeds import Draws
+from hdtrain.features.perceptual import build_perceptual
+from hdtrain.models.autoencoder import build_autoencoder
+from hdtrain.models.discriminator import PatchDiscriminator
+from hdtrain.training.autoencoder import AutoencoderTask, adaptive_weight
+
+GLOBAL_BATCH, STEPS, LR, CLIP = 4, 3, 1e-3, 0.5
+W_PERCEPTUAL, W_ADVERSARIAL, W_KL = 0.3, 0.7, 1e-3
+
+
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [draw(i % 2, rng) for i in range(GLOBAL_BATCH * STEPS)]
+
+
+def unit_range(batch: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def batch_of(pixels: list[np.ndarray]) -> ImageBatch:
+    return ImageBatch(np.stack(pixels), ["key"] * len(pixels), np.zeros(len(pixels), np.int64))
+
+
+def norm_of_weight(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(loss, weight, retain_graph=True)[0].norm()
+
+
+def reference_step(vae, disc, perceptual, optimizers, passes, adversarial: bool) -> dict[str, float]:
+    """One step as the papers write it."""
+    logs: dict[str, float] = {}
+
+    def log(name: str, value: torch.Tensor) -> None:
+        logs[name] = logs.get(name, 0.0) + float(value.detach()) / len(passes)
+
+    disc_gradients = [torch.zeros_like(p) for p in disc.parameters()]
+    for x, noise in passes:
+        posterior = vae.encode(x).latent_dist
+        mean, logvar = posterior.mean, posterior.logvar
+        x_hat = vae.decode(mean + torch.exp(0.5 * logvar) * noise).sample
+        rec = (x - x_hat).abs().mean() + W_PERCEPTUAL * perceptual(x, x_hat)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = rec + W_KL * kl
+        if adversarial:
+            generator = -disc(x_hat).mean()
+            weight = vae.decoder.conv_out.weight
+            adaptive = (norm_of_weight(rec, weight) / (norm_of_weight(generator, weight) + 1e-4)).clamp(0, 1e4).detach()
+            loss = loss + W_ADVERSARIAL * adaptive * generator
+            log("loss/adversarial_weight", adaptive)
+            hinge = 0.5 * (torch.relu(1 - disc(x)).mean() + torch.relu(1 + disc(x_hat.detach())).mean())
+            log("loss/discriminator", hinge)
+            for total, part in zip(disc_gradients, torch.autograd.grad(hinge, list(disc.parameters())), strict=True):
+                total += part / len(passes)
+        (loss / len(passes)).backward()
+        log("loss/total", loss)
+        log("loss/kl", kl)
+    if adversarial:
+        for p, gradient in zip(disc.parameters(), disc_gradients, strict=True):
+            p.grad = gradient
+    for model, optimizer in zip((vae, disc), optimizers, strict=True):
+        if model is vae or adversarial:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+        optimizer.zero_grad()
+    return logs
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_two_engines_compute_what_plain_autograd_computes(zero_stage, accumulation_steps, tmp_path):
+    init_process_group()
+    torch.manual_seed(0)
+    vae, perceptual = build_autoencoder("kl-f4-tiny", 32), build_perceptual(TimmEncoder(name="test_resnet"))
+    config = TrainVaeConfig(
+        images=[tmp_path],
+        preset="kl-f4-tiny",
+        reader={"resolution": 32, "flips": False},
+        batch={"global_batch_size": GLOBAL_BATCH},
+        optim={"lr": LR, "weight_decay": 0.1, "betas": (0.5, 0.9), "clip_grad_norm": CLIP},
+        duration={"images": 100},
+        engine={"zero_stage": zero_stage},
+        perceptual={"kind": "none"},
+        perceptual_weight=W_PERCEPTUAL,
+        kl_weight=W_KL,
+        adversarial={"start_images": GLOBAL_BATCH, "weight": W_ADVERSARIAL},
+    )
+    micro = GLOBAL_BATCH // accumulation_steps
+    plan = BatchPlan(GLOBAL_BATCH, micro, accumulation_steps, 1)
+    pixels = images()
+    reference = copy.deepcopy(vae)
+    task = AutoencoderTask(vae, perceptual, config, plan, batch_of(pixels[:2]))
+    disc = PatchDiscriminator(16)
+    disc.load_state_dict(copy.deepcopy(task.discriminator.state_dict()))
+    optimizers = [torch.optim.AdamW(m.parameters(), LR, (0.5, 0.9), weight_decay=0.1) for m in (reference, disc)]
+
+    for step in range(STEPS):
+        passes, got = [], {}
+        for accumulation_step in range(accumulation_steps):
+            positions = plan.positions(step, accumulation_step, 0)
+            part = [pixels[i] for i in positions]
+            draws = Draws(0, step, accumulation_step, 0, plan, torch.device("cpu"))
+            for name, value in task.micro_step(batch_of(part), draws, LR, step * GLOBAL_BATCH).items():
+                got[name] = got.get(name, 0.0) + float(value.detach()) / accumulation_steps
+            passes.append((unit_range(part), draws.normal("posterior", (3, 8, 8))))
+        expected = reference_step(reference, disc, perceptual, optimizers, passes, adversarial=step > 0)
+        print(step, {n: got[n]/v-1 for n,v in expected.items()})
+        assert ("loss/discriminator" in got) == (step > 0)
+
+    for engine, model, optimizer in zip(task.engines.values(), (reference, disc), optimizers, strict=True):
+        engine.save(tmp_path, is_main=True)
+        weights = load_file(tmp_path / f"{engine.name}.weights.safetensors")
+        moments = load_file(tmp_path / f"{engine.name}.moments.safetensors")
+        prefix = "vae." if engine.name == "autoencoder" else ""
+        for name, p in model.named_parameters():
+            moment = optimizer.state[p]["exp_avg"]
+            print(engine.name, name, float((moments[f"{prefix}{name}.exp_avg"]-moment).abs().max()/moment.abs().max()), float((weights[prefix+name]-p).abs().max()/LR))
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_norms_on_the_last_convolution():
+    torch.manual_seed(0)
+    vae, disc = build_autoencoder("kl-f4-tiny", 32), PatchDiscriminator(16)
+    x, features = unit_range(images()[:2]), []
+    weight = vae.decoder.conv_out.weight
+    vae.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+    x_hat = vae(x).sample
+    rec, generator = (x - x_hat).square().mean(), -disc(x_hat).mean()
+    expected = norm_of_weight(rec, weight) / (norm_of_weight(generator, weight) + 1e-4)
+    gradients = tuple(torch.autograd.grad(loss, x_hat, retain_graph=True)[0] for loss in (rec, generator))
+    torch.testing.assert_close(adaptive_weight(gradients, features[0], weight), expected, rtol=1e-5, atol=0)
+    assert adaptive_weight((gradients[0] * 1e9, gradients[1] * 0), features[0], weight) == 1e4
