@@ -106,7 +106,15 @@ def stage(args: argparse.Namespace) -> int:
         print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
         return 0
     with LocalLauncher() as launcher:
-        outcome = run_node(args.stage, config, directory, ranks=args.ranks or 1, launcher=launcher, source=source)
+        outcome = run_node(
+            args.stage,
+            config,
+            directory,
+            ranks=args.ranks or 1,
+            launcher=launcher,
+            source=source,
+            again=STAGES[args.stage].repeats,
+        )
     if outcome.code:
         print(_failure(directory.name, args.stage, directory, outcome), file=sys.stderr)
     return _exit_code(outcome)

@@ -157,6 +157,7 @@ def run_node(
     launcher: Launcher,
     source: str,
     say: Callable[[str], None] = print,
+    again: bool = False,
 ) -> Outcome:
     """Bring one run directory to its published state, or say how far it came.
 
@@ -168,9 +169,13 @@ def run_node(
         launcher: runs the prepared directory.
         source: where the config came from, for messages.
         say: takes one line for people.
+        again: run it although it is done.
     """
     with locked(directory):
         state = inspect(stage, config, directory, source)
+        if state.status == "done" and again:
+            RunDir(directory).manifest.unlink()
+            state = State("to do", state.fingerprint)
         say(f"── {directory.name} ({stage}): {_DOING.get(state.status, state)}")
         if state.status == "done":
             return Outcome("skipped", 0, 0.0)

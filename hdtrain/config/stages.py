@@ -23,6 +23,8 @@ class StageSpec:
     publishes: str
     summary: str
     needs_torch: bool = True
+    repeats: bool = False
+    """The single-stage command runs it again although it is done: a check of what lies on the disk now."""
 
     @property
     def module(self) -> str:
@@ -34,7 +36,7 @@ STAGES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
         StageSpec("shard", ShardConfig, "images", "raw data sets to WebDataset shards", needs_torch=False),
-        StageSpec("verify", VerifyConfig, "verification", "check published shards", needs_torch=False),
+        StageSpec("verify", VerifyConfig, "verification", "check published shards", needs_torch=False, repeats=True),
         StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
         StageSpec("encode", EncodeConfig, "latents", "images to latent shards"),
         StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
