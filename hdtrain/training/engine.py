@@ -14,7 +14,7 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.training import EngineConfig, OptimConfig
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.world import World
-from hdtrain.errors import CheckpointError
+from hdtrain.errors import CheckpointError, ConfigError
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -44,10 +44,16 @@ class Engine:
     """One module under DeepSpeed. Gradients are averaged over accumulation steps and ranks by DeepSpeed.
 
     The state that it saves and loads is in full fp32 tensors by parameter name: independent of world size and stage.
+
+    Raises:
+        ConfigError: bf16 for a module with batch normalisation, whose running statistics must stay in fp32.
     """
 
     def __init__(self, name: str, module: nn.Module, optim: OptimConfig, plan: BatchPlan, config: EngineConfig):
         self.name, self.config = name, config
+        if config.precision == "bf16" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+            problem = f"bf16 does not go with the batch normalisation of '{name}'; set engine.precision=fp32"
+            raise ConfigError("engine.precision", [problem])
         self.module = module.to(device())
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(

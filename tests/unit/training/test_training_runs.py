@@ -98,11 +98,11 @@ def test_running_statistics_survive_a_stop(chain, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", ["vae", "ldm", "phi", "guide", "decoder"])
+@pytest.mark.parametrize("name", ["ldm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vae", "phi", "guide", "decoder"))])
 def test_bf16_trains_shows_and_publishes_fp32_weights(chain, name, tmp_path):
     stage, _ = chain.configs[name]
     config = chain.config(name, engine={"precision": "bf16"})
-    config["duration"] = {"images": 12}
+    config["duration"] = {"images": 8}
     assert run_here(stage, tmp_path / name, config) == 0
     published = next(path for path in (tmp_path / name / "model").iterdir() if path.suffix == ".safetensors")
     weights = load_file(published)
