@@ -55,6 +55,12 @@ class EngineConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
 
+    @model_validator(mode="after")
+    def _masters_need_zero(self) -> "EngineConfig":
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("bf16 needs zero_stage 1 or 2: DeepSpeed's stage 0 accumulates gradients in bf16")
+        return self
+
 
 class EmaConfig(Config):
     """Exponential moving average, with warm-up min(decay, (1+n)/(10+n))."""

@@ -25,7 +25,7 @@ def run(config: EncodeConfig, context: StageContext) -> None:
     shards = [shard for path, manifest in datasets for shard in open_shards(path, manifest)]
     parts = [(shard, context.run.shards / f"latents-{i:06d}.tar") for i, shard in enumerate(shards)]
     mine = [(shard, part) for shard, part in context.world.share(parts) if not is_complete(part)]
-    total = sum(shard.sidecar.samples for shard, _ in mine)
+    total = sum(shard.sidecar.samples for shard, _ in mine) * (2 if config.flips else 1)
     with Progress("encode", total, enabled=context.world.is_main) as progress:
         for shard, part in mine:
             records, keys, labels = [], [], []

@@ -172,7 +172,7 @@ class Engine:
 
     @property
     def _partitioned(self) -> bool:
-        return self.config.zero_stage > 0 or self.config.precision == "bf16"
+        return self.config.zero_stage > 0
 
     def _moment(self, p: nn.Parameter, moment: str) -> Tensor:
         value: Tensor = safe_get_full_optimizer_state(p, moment) if self._partitioned else self._inner.state[p][moment]
@@ -193,9 +193,7 @@ def _deepspeed_config(optim: OptimConfig, plan: BatchPlan, config: EngineConfig)
     """A fresh dict an engine: DeepSpeed writes into what it is given."""
     precision: dict[str, Any] = {}
     if config.precision == "bf16":
-        precision = {"bf16": {"enabled": True}}
-        if config.zero_stage > 0:  # stage 0 accumulates in the model's dtype and refuses another
-            precision["data_types"] = {"grad_accum_dtype": "fp32"}
+        precision = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,

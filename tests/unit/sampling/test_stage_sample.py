@@ -1,0 +1,119 @@
+"""The stage `sample`: each image a function of (seed, index), and models that do not fit refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_chain import run_here
+
+from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.shards import open_shards
+
+
+def images(run) -> dict[str, bytes]:
+    return {
+        key: bytes(shard.image(i))
+        for shard in open_shards(run, read_manifest(run))
+        for i, key in enumerate(shard.sidecar.keys)
+    }
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)), np.int16)
+
+
+def test_the_shards_hold_balanced_labelled_lossless_images_that_say_where_they_come_from(chain):
+    run = chain["candidates"]
+    manifest = read_manifest(run)
+    assert (manifest.kind, manifest.split, manifest.classes) == ("images", "synthetic", ["dots", "stripes"])
+    assert manifest.info["class_counts"] == {"dots": 6, "stripes": 6}
+    index = 0
+    for shard in open_shards(run, manifest):
+        for i, key in enumerate(shard.sidecar.keys):
+            meta = shard.meta(i)
+            assert (meta["index"], meta["class_index"], shard.sidecar.labels[i]) == (index, index % 2, index % 2)
+            assert meta["key"] == key
+            assert meta["denoiser"] == read_manifest(chain["ldm"]).identity[:16]
+            with Image.open(io.BytesIO(shard.image(i))) as image:
+                assert (image.format, image.size, image.mode) == ("PNG", (32, 32), "RGB")
+            index += 1
+    assert index == 12
+    assert len(set(images(run).values())) == 12
+
+
+@pytest.mark.parametrize(("per_class", "samples_per_shard"), [(9, 4), (5, 4), (6, 6)], ids=["more", "fewer", "wider"])
+def test_an_image_does_not_depend_on_how_many_there_are_or_how_they_are_packed(
+    chain, tmp_path, per_class, samples_per_shard
+):
+    first = images(chain["candidates"])
+    other = images(chain.make("candidates", tmp_path / "run", per_class=per_class, samples_per_shard=samples_per_shard))
+    assert len(other) == 2 * per_class
+    for key in first.keys() & other.keys():
+        assert first[key] == other[key]
+    assert len(first.keys() & other.keys()) == min(12, 2 * per_class)
+
+
+def test_another_batch_size_moves_no_pixel_by_more_than_rounding(chain, tmp_path):
+    first, other = images(chain["candidates"]), images(chain.make("candidates", tmp_path / "run", batch_size=3))
+    assert first.keys() == other.keys()
+    assert max(np.abs(pixels(first[key]) - pixels(other[key])).max() for key in first) <= 1
+
+
+def test_seed_guidance_and_decoder_each_change_the_images(chain, tmp_path):
+    first = images(chain["candidates"])
+    for i, change in enumerate([{"guidance": 0.0}, {"decoder": str(chain["vae"])}]):
+        other = images(chain.make("candidates", tmp_path / str(i), per_class=2, **change))
+        assert all(first[key] != image for key, image in other.items())
+    other = images(chain.make("candidates", tmp_path / "seed", per_class=2, seed=1))
+    assert not set(other.values()) & set(first.values())
+
+
+def test_without_a_classifier_the_images_have_no_labels(chain, tmp_path):
+    run = chain.make("candidates", tmp_path / "run", classifier=None, per_class=3)
+    manifest = read_manifest(run)
+    assert (manifest.classes, manifest.num_samples, manifest.info["guidance"]) == (None, 3, 0.0)
+    sidecar = json.loads((run / "shards" / "synthetic-000000.json").read_text())
+    assert sidecar["labels"] == [None] * 3
+
+
+def refusal(chain, tmp_path, capsys, name: str, **changes) -> str:
+    stage, _ = chain.configs[name]
+    assert run_here(stage, tmp_path / "run", chain.config(name, **changes)) == 2
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    return capsys.readouterr().err
+
+
+def test_a_decoder_of_another_latent_space_is_refused_with_both_encoders_named(chain, tmp_path, capsys):
+    said = refusal(chain, tmp_path, capsys, "candidates", decoder=str(chain["other-vae"]))
+    ours, theirs = (read_manifest(chain[name]).info["encoder_id"][:12] for name in ("vae", "other-vae"))
+    assert f"denoiser {chain['ldm']} belongs to the autoencoder with encoder {ours}" in said
+    assert f"{chain['other-vae']} has encoder {theirs}" in said
+
+
+def test_latents_of_another_autoencoder_are_refused_for_training(chain, tmp_path, capsys):
+    said = refusal(chain, tmp_path, capsys, "ldm", vae=str(chain["other-vae"]))
+    assert f"latents {chain['latents']} belongs to" in said
+    assert "the VAE does not match the latents" in said
+
+
+def test_a_classifier_of_images_cannot_guide(chain, tmp_path, capsys):
+    said = refusal(chain, tmp_path, capsys, "candidates", classifier=str(chain["phi"]))
+    assert f"{chain['phi']} is a classifier of kind 'image'; guidance needs ϕ" in said
+
+
+def test_a_classifier_of_another_noise_schedule_cannot_guide(chain, tmp_path, capsys):
+    model = {**chain.config("guide")["model"], "schedule": {"beta_end": 0.015}}
+    other = chain.make("guide", tmp_path / "guide", model=model, duration={"images": 4})
+    said = refusal(chain, tmp_path, capsys, "candidates", classifier=str(other))
+    assert f"{other} and {chain['ldm']} were trained with different noise schedules" in said
+
+
+def test_steps_that_do_not_fit_the_schedule_are_refused(chain, tmp_path, capsys):
+    assert "must divide 1000 timesteps evenly, got 7" in refusal(chain, tmp_path, capsys, "candidates", solver={"steps": 7})
+
+
+def test_a_latent_classifier_cannot_adapt_the_decoder(chain, tmp_path, capsys):
+    said = refusal(chain, tmp_path, capsys, "decoder", classifier=str(chain["guide"]))
+    assert f"{chain['guide']} is a latent classifier (ϕ); adapt-decoder needs φ" in said
