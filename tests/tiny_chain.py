@@ -172,7 +172,7 @@ def fewer_grid_steps() -> None:
     """The pictures that train-ldm draws of itself cost more than its training here."""
     from hdtrain.training import diffusion
 
-    diffusion.GRID_STEPS = 2
+    diffusion.GRID_STEPS, diffusion.GRID_IMAGES = 2, 4
 
 
 @contextlib.contextmanager

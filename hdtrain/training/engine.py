@@ -22,6 +22,10 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 import deepspeed  # noqa: E402
 import deepspeed.ops  # noqa: E402
+
+# DeepSpeed imports this at a process's first engine, and with it torch.compile's backend: 3 s of CPU that a warm
+# worker would pay for every stage.
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     logger as deepspeed_logger,
 )

@@ -24,7 +24,11 @@ class Ranks:
         variables["PYTHONPATH"] = f"{HERE.parent}:{HERE}"
         self._scratch, self._count = scratch, 0
         self._server = subprocess.Popen(
-            [sys.executable, HERE / "rank_server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+            [sys.executable, HERE / "rank_server.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
         )
         assert self._answer() == {"ready": True}
 

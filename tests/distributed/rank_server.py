@@ -1,8 +1,8 @@
 """Forks ranks of stages from a process that has imported everything, since importing costs more than these stages.
 
 Reads one JSON request a line from stdin: `{"stage": …, "run_dir": …, "ranks": n}`, or `{"call": "module:function",
-"arguments": […], "ranks": n}`. Answers `{"pids": […]}` and, when all have ended, `{"codes": […]}`. The ranks form a real
-gloo group, with the environment that torchrun would give them. When one rank fails the others are killed.
+"arguments": […], "ranks": n}`. Answers `{"pids": […]}` and, when all have ended, `{"codes": […]}`. The ranks form a
+real gloo group, with the environment that torchrun would give them. When one rank fails the others are killed.
 """
 
 import importlib

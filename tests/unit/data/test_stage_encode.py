@@ -55,7 +55,9 @@ def test_flips_are_encoded_from_the_flipped_image_and_carry_its_label(chain):
     labels = {
         key: label
         for entry in read_manifest(run).shards
-        for key, label in zip(*(getattr(RecordReader(run / entry.name).sidecar, n) for n in ("keys", "labels")), strict=True)
+        for key, label in zip(
+            *(getattr(RecordReader(run / entry.name).sidecar, n) for n in ("keys", "labels")), strict=True
+        )
     }
     assert all(labels[key] == labels[key.removesuffix("-flip")] for key in labels)
     assert sorted(labels.values()) == [0] * 20 + [1] * 20

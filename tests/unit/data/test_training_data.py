@@ -91,7 +91,9 @@ def test_a_broken_image_is_named_counted_once_and_replaced_by_its_neighbour(writ
 def test_too_many_broken_images_stop_the_run_with_the_count(write, share, broken):
     config = reader().model_copy(update={"max_failed_share": share})
     source = TrainingImages([write("a", [7, 6], broken=broken)], config, seed=0)
-    with pytest.raises(DataError, match=rf"{len(broken)} broken images of 13.*max_failed_share {share:g}.*hdtrain verify"):
+    with pytest.raises(
+        DataError, match=rf"{len(broken)} broken images of 13.*max_failed_share {share:g}.*hdtrain verify"
+    ):
         source.batch(range(13))
 
 

@@ -56,7 +56,9 @@ def test_the_timesteps_are_those_of_the_paper_and_none_lies_outside_the_schedule
     assert timesteps_of(schedule.ddim(), 200) == list(range(996, 0, -5))
     assert timesteps_of(schedule.ddim(), 500) == list(range(999, 0, -2))
     for steps, near in [(1000, "500"), (300, "250"), (30, "25")]:
-        with pytest.raises(ConfigError, match=rf"must divide 1000 timesteps evenly, got {steps}; near it: .*\b{near}\b"):
+        with pytest.raises(
+            ConfigError, match=rf"must divide 1000 timesteps evenly, got {steps}; near it: .*\b{near}\b"
+        ):
             timesteps_of(schedule.ddim(), steps)
 
 

@@ -27,7 +27,9 @@ def test_the_latent_classifier_sees_the_timestep_and_the_image_classifier_has_no
     latent = EncoderClassifier("lae-tiny", "latent", ["a", "b"], 3, 8)
     z = torch.randn(1, 3, 8, 8)
     assert not torch.allclose(latent(z, torch.tensor([1])), latent(z, torch.tensor([900])))
-    assert not any("time" in name for name, _ in EncoderClassifier("lae-tiny", "image", ["a", "b"], 3, 8).named_modules())
+    assert not any(
+        "time" in name for name, _ in EncoderClassifier("lae-tiny", "image", ["a", "b"], 3, 8).named_modules()
+    )
 
 
 def test_a_timm_model_gets_its_own_normalisation_from_images_in_minus_one_to_one():

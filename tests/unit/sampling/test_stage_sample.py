@@ -111,7 +111,9 @@ def test_a_classifier_of_another_noise_schedule_cannot_guide(chain, tmp_path, ca
 
 
 def test_steps_that_do_not_fit_the_schedule_are_refused(chain, tmp_path, capsys):
-    assert "must divide 1000 timesteps evenly, got 7" in refusal(chain, tmp_path, capsys, "candidates", solver={"steps": 7})
+    assert "must divide 1000 timesteps evenly, got 7" in refusal(
+        chain, tmp_path, capsys, "candidates", solver={"steps": 7}
+    )
 
 
 def test_a_latent_classifier_cannot_adapt_the_decoder(chain, tmp_path, capsys):

@@ -34,7 +34,9 @@ def train(engine: Engine, first: int, last: int) -> None:
 def state(engine: Engine, folder) -> dict[str, torch.Tensor]:
     folder.mkdir()
     engine.save(folder, is_main=True)
-    return {f"{path.stem} {name}": value for path in sorted(folder.iterdir()) for name, value in load_file(path).items()}
+    return {
+        f"{path.stem} {name}": value for path in sorted(folder.iterdir()) for name, value in load_file(path).items()
+    }
 
 
 STAGES = [(saved, loaded, "fp32") for saved in range(3) for loaded in range(3)]

@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rank_keys_and_the_last_good_c
 
 
 def test_running_statistics_survive_a_stop(chain, tmp_path):
-    """A timm model with batch norm, stopped after 3 of 6 steps (by its checkpoint), ends as the one that ran through."""
+    """A timm model with batch norm that goes on from step 3 of 6 ends as the one that ran through."""
     model = {"kind": "timm", "name": "test_resnet", "images": [str(chain["labelled"])], "reader": {"resolution": 32}}
     model["augmented_copies"] = 1
     config = {"model": model, "batch": {"global_batch_size": 4}, "seeds": [3, 4], "optim": {"lr": 1e-3}}
@@ -90,7 +90,9 @@ def test_running_statistics_survive_a_stop(chain, tmp_path):
         shutil.rmtree(cut / "seed-4" / "checkpoints" / f"step-{step:08d}")
     assert run_here("train-classifier", cut, config) == 0
     assert rows(cut / "seed-4")[-1]["step"] == 6
-    assert (cut / "model" / "seed-4.safetensors").read_bytes() == (tmp_path / "whole/model/seed-4.safetensors").read_bytes()
+    assert (cut / "model" / "seed-4.safetensors").read_bytes() == (
+        tmp_path / "whole/model/seed-4.safetensors"
+    ).read_bytes()
     assert read_manifest(cut).identity == read_manifest(tmp_path / "whole").identity
     info = read_manifest(cut).info
     assert (info["seeds"], info["steps"], info["num_real"], info["num_augmented"]) == ([3, 4], 6, 20, 20)
@@ -98,7 +100,9 @@ def test_running_statistics_survive_a_stop(chain, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", ["ldm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vae", "phi", "guide", "decoder"))])
+@pytest.mark.parametrize(
+    "name", ["ldm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vae", "phi", "guide", "decoder"))]
+)
 def test_bf16_trains_shows_and_publishes_fp32_weights(chain, name, tmp_path):
     stage, _ = chain.configs[name]
     config = chain.config(name, engine={"precision": "bf16"})
@@ -126,7 +130,11 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_dropped(tmp_path):
     writer = MetricWriter(jsonl, tmp_path / "tb", 2)
     writer.scalars(3, 12, {"loss": 30.0})
     writer.close()
-    assert [(row["step"], row["loss"]) for row in map(json.loads, jsonl.read_text().splitlines())] == [(1, 1), (2, 2), (3, 30)]
+    assert [(row["step"], row["loss"]) for row in map(json.loads, jsonl.read_text().splitlines())] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+    ]
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
     assert [(e.step, e.value) for e in board.Scalars("loss")] == [(1, 1), (2, 2), (3, 30)]
