@@ -59,7 +59,7 @@ def train(
     seed: int,
     run: RunDir | None = None,
 ) -> None:
-    """Train `task` to the end, leaving its modules in fp32, in the stage's run directory (or in `run`, a part of it)."""
+    """Train `task` to the end in the stage's run directory (or in `run`, a part of it); its modules end in fp32."""
     run = run or context.run
     Trainer(
         title=title,

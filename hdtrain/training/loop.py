@@ -71,10 +71,12 @@ class Trainer:
                 if last or stopping or self.step % save_every == 0:
                     self._save()
                     meter.restart(self.step)
-                if stopping and not last:
-                    self._leave(num_steps)
+                if stopping:
+                    break
         if writer:
             writer.close()
+        if self.step < num_steps:
+            self._leave(num_steps)
 
     def _passes(self, num_steps: int) -> Iterator[tuple[int, int, int]]:
         """What `plan.positions` takes, for every pass that this rank has to make."""
