@@ -25,7 +25,7 @@ _MAX_REQUEST_BYTES = 65536
 
 
 def serve(channel: socket.socket) -> int:
-    """Answer requests until the launcher goes away; a child comes out of here with its stage's exit code."""
+    """Answer requests until the launcher goes away; a child ends with its stage's exit code."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     own_stderr = os.dup(_STDERR)
     while True:
