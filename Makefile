@@ -11,7 +11,7 @@ env: $(STAMP)
 
 # From raw images to runs/demo/report/report.html, on a CPU, without a download.
 demo: $(STAMP)
-	$(BIN)/python tools/make_toy_corpus.py build/toy
+	$(BIN)/python tools/make_toy_corpus.py build/toy --unlabelled 450 --train 60
 	$(BIN)/hdtrain run configs/recipe/demo.yaml
 
 test: $(STAMP)
