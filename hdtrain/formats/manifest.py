@@ -119,7 +119,7 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
         stage = json.loads(run_json.read_bytes()).get("stage", "STAGE")
         return f"it was begun: run `hdtrain {stage} {RunDir(directory).config} --out {directory}` to finish it"
     commands = {
-        "images": "shard (or sample, or select)",
+        "images": "shard",
         "autoencoder": "train-vae",
         "latents": "encode",
         "denoiser": "train-ldm",
@@ -129,7 +129,8 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
     }
     names = [commands[kind] for kind in kinds if kind in commands]
     command = f"hdtrain {names[0]} CONFIG --out {directory}" if names else "the stage that makes it"
-    return f"run `{command}` first"
+    others = " (synthetic images: `hdtrain sample` or `hdtrain select`)" if "images" in kinds else ""
+    return f"run `{command}` first{others}"
 
 
 def relative(path: Path, start: Path) -> str:

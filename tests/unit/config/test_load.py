@@ -52,6 +52,12 @@ def test_numbers_in_the_form_that_yaml_takes_for_a_string_are_numbers():
     assert validate(TrainVaeConfig, {**VAE, "optim": {"lr": "1e-4"}}, "x").optim.lr == 1e-4
 
 
+def test_a_block_given_in_part_keeps_what_its_stage_set_for_the_rest():
+    config = validate(TrainVaeConfig, {**VAE, "optim": {"lr": 1e-4}, "batch": {"micro_batch_size": 2}}, "x")
+    assert (config.optim.lr, config.optim.betas, config.optim.weight_decay) == (1e-4, (0.5, 0.9), 0.0)
+    assert (config.batch.global_batch_size, config.batch.micro_batch_size) == (6, 2)
+
+
 def test_every_mistake_has_its_dotted_path_the_value_and_the_nearest_key():
     tree = {
         **VAE,
@@ -63,7 +69,6 @@ def test_every_mistake_has_its_dotted_path_the_value_and_the_nearest_key():
     }
     assert problems(TrainVaeConfig, tree) == [
         "reader.resize: input should be 'squash' or 'crop', got 'stretch'",
-        "batch.global_batch_size: missing, and it has no default",
         "batch.global_batchsize: unknown key; did you mean 'batch.global_batch_size'?",
         "optim.lr: input should be greater than 0, got 0",
         "duration.images: missing, and it has no default",

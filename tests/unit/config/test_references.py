@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hdtrain.config.base import InputFile, Kinds, references
+from hdtrain.config.base import InputFile, InputTree, Kinds, references
 from hdtrain.config.load import validate
 from hdtrain.config.shards import ShardConfig
 from hdtrain.config.synthesis import EvaluateConfig
@@ -41,8 +41,8 @@ def test_references_in_lists_unions_and_mappings():
     ]
 
 
-def test_raw_sources_and_absent_parents_are_no_references():
-    assert not found(validate(ShardConfig, {"sources": [{"path": "raw"}]}, "x"))
+def test_raw_sources_are_no_parents_and_absent_parents_no_references():
+    assert found(validate(ShardConfig, {"sources": [{"path": "raw"}]}, "x")) == {"sources.0.path": ("raw", InputTree())}
     vae = {"images": ["a"], "duration": {"images": 1}, "perceptual": {"kind": "timm", "name": "n", "weights": None}}
     assert [r.marker for r in references(validate(TrainVaeConfig, vae, "x"))] == [Kinds(("images",))]
     assert [r.path for r in references(validate(TrainVaeConfig, vae, "x"))] == [Path("a")]

@@ -7,7 +7,7 @@ import pytest
 from hdtrain.config.load import validate
 from hdtrain.config.training import TrainVaeConfig
 from hdtrain.errors import ConfigError
-from hdtrain.formats.fingerprint import fingerprint, read_parents
+from hdtrain.formats.fingerprint import fingerprint, listing_hash, read_parents
 from hdtrain.formats.manifest import Manifest, publish
 
 IMAGES = Manifest(kind="images", stage="shard", fingerprint="f", commit="c", classes=["a", "b"])
@@ -59,3 +59,15 @@ def test_all_missing_parents_and_files_are_named_at_once(place, tmp_path):
     assert parent.startswith("images.0: manifest ")
     assert "is not published; run `hdtrain shard CONFIG" in parent
     assert weights == f"perceptual.weights: no such file: {tmp_path / 'nowhere' / 'w.npz'}"
+
+
+def test_raw_data_count_by_their_names_and_sizes_and_not_by_their_place(tmp_path):
+    for name in ("here", "there/here"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").write_bytes(b"1234")
+    moved = listing_hash(tmp_path / "there/here")
+    assert moved == listing_hash(tmp_path / "here")
+    (tmp_path / "there/here/b.png").write_bytes(b"5")
+    assert moved != listing_hash(tmp_path / "there/here")
+    (tmp_path / "there/here/b.png").unlink()
+    assert moved == listing_hash(tmp_path / "there/here")
