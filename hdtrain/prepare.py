@@ -86,7 +86,13 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
         HdtrainError: the directory holds files that are no run's.
     """
     run = RunDir(directory)
-    wanted = fingerprint(stage, config, read_parents(config, source))
+    parents = read_parents(config, source)
+    for dotted, (path, _) in parents.items():
+        if path.absolute().is_relative_to(directory.absolute()):
+            raise HdtrainError(f"{directory} holds the stage's own parent {dotted} ({path}); give --out another folder")
+    if directory.exists() and not directory.is_dir():
+        raise HdtrainError(f"{directory} is a file; give --out a new or an empty folder")
+    wanted = fingerprint(stage, config, parents)
     there = [path.name for path in directory.iterdir() if not path.name.startswith(".")] if directory.exists() else []
     if not there:
         return State("to do", wanted)

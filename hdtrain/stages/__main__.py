@@ -5,6 +5,8 @@ torchrun knows success and failure only, so a launcher that uses it names a file
 rank to fail writes `{"code": …, "message": …}` instead of printing.
 """
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +37,13 @@ def run_stage(stage: str, directory: Path) -> int:
     except HdtrainError as error:
         message = str(error)
         code, status = MISTAKE, "failed"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        message = (
+            f"{error.strerror}: {error.filename or directory}; free or choose another place, then the same command"
+        )
+        code, status = MISTAKE, "failed"
     except SystemExit as stop:
         code = int(stop.code or 0)
         status = "stopped" if code == STOPPED else "failed"
@@ -43,7 +52,8 @@ def run_stage(stage: str, directory: Path) -> int:
             record_end(context.run, "failed")
         raise
     if context is not None and context.world.is_main:
-        record_end(context.run, status)
+        with contextlib.suppress(OSError):  # on a full disk the message counts
+            record_end(context.run, status)
     return _report(code, message)
 
 
