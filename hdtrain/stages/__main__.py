@@ -41,7 +41,7 @@ def run_stage(stage: str, directory: Path) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         message = (
-            f"{error.strerror}: {error.filename or directory}; free or choose another place, then the same command"
+            f"{error.strerror}: {error.filename or directory}; free some, then run the same command"
         )
         code, status = MISTAKE, "failed"
     except SystemExit as stop:
