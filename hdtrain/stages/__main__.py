@@ -40,9 +40,7 @@ def run_stage(stage: str, directory: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        message = (
-            f"{error.strerror}: {error.filename or directory}; free some, then run the same command"
-        )
+        message = f"{error.strerror}: {error.filename or directory}; free some, then run the same command"
         code, status = MISTAKE, "failed"
     except SystemExit as stop:
         code = int(stop.code or 0)
