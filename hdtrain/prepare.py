@@ -45,11 +45,16 @@ class State:
     """Of the run that is asked for."""
     aside: Path | None = None
     """Where the other run that lies there goes."""
+    earlier: Path | None = None
+    """A run of this very fingerprint that was moved aside before: it comes back and is done, or goes on."""
 
     def __str__(self) -> str:
         if self.status == "half done":
             return "half done: it goes on"
-        return f"changed: the old run moves to {self.aside.name}" if self.aside else self.status
+        back = f"{self.earlier.name} comes back" if self.earlier else ""
+        moved = f"the old run moves to {self.aside.name}" if self.aside else ""
+        both = ", ".join(filter(None, [moved, back]))
+        return f"changed: {both}" if both else self.status
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
     wanted = fingerprint(stage, config, parents)
     there = [path.name for path in directory.iterdir() if not path.name.startswith(".")] if directory.exists() else []
     if not there:
-        return State("to do", wanted)
+        return State("to do", wanted, earlier=_earlier(directory, wanted))
     if not (run.run_json.exists() or run.manifest.exists()):
         raise HdtrainError(
             f"{directory} is not a run directory: it holds {', '.join(sorted(there)[:3])} and no {run.run_json.name}; "
@@ -110,7 +115,17 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
                 return State("done", wanted)
     elif old == wanted:
         return State("half done", wanted)
-    return State("changed", wanted, _free_name(directory, old[:8]))
+    return State("changed", wanted, _free_name(directory, old[:8]), _earlier(directory, wanted))
+
+
+def _earlier(directory: Path, wanted: str) -> Path | None:
+    """A run of fingerprint `wanted` that was moved aside; a published one rather than one half done."""
+    found = [
+        path
+        for path in sorted(directory.parent.glob(f"{directory.name}.previous-{wanted[:8]}*"))
+        if read_run_json(RunDir(path)).get("fingerprint") == wanted
+    ]
+    return max(found, key=lambda path: RunDir(path).manifest.exists(), default=None)
 
 
 def _free_name(directory: Path, old: str) -> Path:
@@ -123,12 +138,21 @@ def _free_name(directory: Path, old: str) -> Path:
 
 def prepare(stage: str, config: Config, directory: Path, state: State) -> None:
     """Make `directory` ready for its process: another run moved aside, fingerprint and resolved config written."""
-    if state.aside:
-        directory.rename(state.aside)
+    _swap(directory, state)
     run = RunDir(directory)
     record_prepared(run, stage, state.fingerprint)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_bytes(run.config, text.encode())
+
+
+def _swap(directory: Path, state: State) -> None:
+    """Another run out of the way, an earlier one of this fingerprint back in its place."""
+    if state.aside:
+        directory.rename(state.aside)
+    if state.earlier:
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmdir()
+        state.earlier.rename(directory)
 
 
 @contextlib.contextmanager
@@ -184,6 +208,9 @@ def run_node(
             state = State("to do", state.fingerprint)
         say(f"── {directory.name} ({stage}): {_DOING.get(state.status, state)}")
         if state.status == "done":
+            return Outcome("skipped", 0, 0.0)
+        if state.earlier and RunDir(state.earlier).manifest.exists():
+            _swap(directory, state)
             return Outcome("skipped", 0, 0.0)
         prepare(stage, config, directory, state)
         started = time.monotonic()

@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or does not hold a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(str(path), ["no such file"]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -30,6 +30,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(str(path), [f"expected a mapping of keys, got {type(tree).__name__}"])
     return tree
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a key occur twice and keeps the last; here it is a mistake. What `<<` merges may be overridden."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for key, _ in node.value if own.count(key.value) > 1), None)
+        if twice is not None and not getattr(node, "checked", False):
+            raise yaml.YAMLError(
+                f"key '{twice.value}' occurs twice, again in line {twice.start_mark.line + 1} or below"
+            )
+        node.checked = True  # type: ignore[attr-defined]  # merging puts the merged keys into the node
+        return super().construct_mapping(node, deep)
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from hdtrain.config.base import Config
 from hdtrain.errors import ManifestError
-from hdtrain.formats.atomic import canonical_json, sha256_bytes, write_json
+from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file, write_json
 from hdtrain.formats.run_dir import RunDir
 
 SCHEMA_VERSION = 1
@@ -110,6 +110,21 @@ def read_manifest(directory: Path, kinds: tuple[str, ...] = ()) -> Manifest:
     if kinds and manifest.kind not in kinds:
         raise ManifestError(f"manifest {path} is of kind '{manifest.kind}', expected {' or '.join(kinds)}")
     return manifest
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Compare the published files with their hashes; for weights, before they are loaded.
+
+    Raises:
+        ManifestError: one is missing or altered.
+    """
+    for name, digest in manifest.files.items():
+        path = directory / name
+        if not path.is_file() or sha256_file(path) != digest:
+            raise ManifestError(
+                f"{path} is missing or altered since it was published; restore it, or move {directory} away "
+                f"and make it again with `hdtrain {manifest.stage}`"
+            )
 
 
 def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:

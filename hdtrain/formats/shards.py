@@ -69,7 +69,10 @@ class Sidecar:
             tree.pop("class_counts")
             sidecar = cls(**tree)
         except FileNotFoundError:
-            raise ShardError(f"{path}: sidecar is missing, so the shard is not complete; run the stage again") from None
+            raise ShardError(
+                f"{path}: sidecar is missing, so the shard is not complete; "
+                "move the run directory away and run the stage again"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ShardError(f"{path}: sidecar cannot be read: {error}") from None
         if sidecar.version != SIDECAR_VERSION:

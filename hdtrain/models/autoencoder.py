@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hdtrain.config.presets import AUTOENCODERS
 from hdtrain.errors import ManifestError
-from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.manifest import Manifest, check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
 
@@ -92,6 +92,7 @@ class PublishedAutoencoder:
 def load_autoencoder(directory: Path, device: torch.device | None = None) -> PublishedAutoencoder:
     """Load a published autoencoder (plain or adapted), frozen, in eval mode."""
     manifest = read_manifest(directory, ("autoencoder",))
+    check_files(directory, manifest)
     vae = AutoencoderKL.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
     vae.requires_grad_(False).eval()
     codec = LatentCodec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
@@ -108,7 +109,7 @@ def check_same_latent_space(what: str, ours: dict[str, Any], vae: Path, theirs: 
         raise ManifestError(
             f"{what} belongs to the autoencoder with encoder {str(ours['encoder_id'])[:12]}, but {vae} has encoder "
             f"{str(theirs['encoder_id'])[:12]}: the VAE does not match the latents; "
-            f"encode again with {vae}, or name the VAE it was made with"
+            f"make it again with {vae}, or name the VAE it was made with"
         )
     if ours["latent_scale"] != theirs["latent_scale"]:
         raise ManifestError(

@@ -1,5 +1,6 @@
 """Classifiers: φ on images, ϕ on noisy latents (both the encoder's architecture with attention pooling), and timm's."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from hdtrain.config.presets import CLASSIFIERS
 from hdtrain.data.decode import Resize
-from hdtrain.errors import ManifestError
-from hdtrain.formats.manifest import read_manifest
+from hdtrain.errors import ConfigError, ManifestError
+from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
 
@@ -112,6 +113,9 @@ class TimmClassifier(Classifier):
         sized: dict[str, Any] = (
             {"img_size": resolution} if name.startswith(("vit", "deit", "swin", "eva", "beit")) else {}
         )
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=3)
+            raise ConfigError("timm", [f"model.name: timm knows no model '{name}'; near it: {', '.join(close) or '–'}"])
         self.model = timm.create_model(name, pretrained=False, num_classes=len(classes), **sized)
         normalisation: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         self.mean, self.std = normalisation["mean"], normalisation["std"]
@@ -167,6 +171,7 @@ def load_classifier(directory: Path, seed: int | None = None) -> Classifier:
         ManifestError: not published, or it was not trained with that seed.
     """
     manifest = read_manifest(directory, ("classifier",))
+    check_files(directory, manifest)
     seeds: list[int] = manifest.info["seeds"]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:

@@ -6,6 +6,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from hdtrain.config.presets import DENOISERS
+from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
 
@@ -30,6 +31,7 @@ def build_denoiser(preset: str, latent_channels: int, latent_size: int) -> UNet2
 
 def load_denoiser(directory: Path, device: torch.device | None = None) -> UNet2DModel:
     """Load a published denoiser's EMA weights, frozen, in eval mode."""
+    check_files(directory, read_manifest(directory, ("denoiser",)))
     unet = UNet2DModel.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
     unet.requires_grad_(False)
     return unet.eval().to(device or torch.device("cpu"))

@@ -55,6 +55,8 @@ class StageContext:
         if not self.world.is_main:
             return
         directory = directory or self.run.path
+        for path in files or []:  # safetensors writes for its owner alone
+            path.chmod(path.stat().st_mode | 0o044)
         parents = {
             dotted: ParentEntry(path=relative(path, directory), kind=manifest.kind, identity=manifest.identity)
             for dotted, (path, manifest) in self.parents.items()

@@ -99,10 +99,10 @@ class Engine:
         self._engine.step()
 
     @property
-    def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping; NaN where the stage does not compute it."""
+    def grad_norm(self) -> float | None:
+        """Global gradient norm of the last step, before clipping; None where it was not computed."""
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return None if norm is None else float(norm)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]

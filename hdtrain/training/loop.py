@@ -77,6 +77,8 @@ class Trainer:
             writer.close()
         if self.step < num_steps:
             self._leave(num_steps)
+        if self.world.is_main:
+            print(f"{self.title}: {progress.done:,} images seen, {progress.rate:.1f} img/s in this run")
 
     def _passes(self, num_steps: int) -> Iterator[tuple[int, int, int]]:
         """What `plan.positions` takes, for every pass that this rank has to make."""
@@ -103,15 +105,17 @@ class Trainer:
         return {name: torch.stack(values).mean() for name, values in logs.items()}, keys
 
     def _agree(self, stop: bool, logs: dict[str, torch.Tensor], keys: list[str]) -> bool:
-        """One small all-reduce a step: has any rank been asked to stop, has any rank a loss that is not finite?"""
-        bad = not all(math.isfinite(float(value)) for value in logs.values())
+        """One small all-reduce a step: has any rank been asked to stop, is a loss or a gradient anywhere not finite?"""
+        norms = {f"grad_norm/{n}": e.grad_norm for n, e in self.task.engines.items()}
+        figures = {n: float(value) for n, value in [*logs.items(), *norms.items()] if value is not None}
+        bad = not all(map(math.isfinite, figures.values()))
         flags = all_reduce_max(torch.tensor([float(stop), float(bad)], device=device()))
         if flags[1]:
             here = f"on rank {self.world.rank}: " if bad else "on another rank; here "
-            losses = ", ".join(f"{name} {float(value):.4g}" for name, value in logs.items())
+            losses = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             saved = find_latest(self.checkpoints)
             raise TrainingError(
-                f"{self.title}: loss is not finite at step {self.step} {here}{losses}; keys of the batch: "
+                f"{self.title}: loss or gradient is not finite at step {self.step} {here}{losses}; keys of the batch: "
                 f"{', '.join(keys[:8])}{' …' if len(keys) > 8 else ''}; last good checkpoint: {saved or 'none'}; "
                 "a lower optim.lr or a smaller optim.clip_grad_norm usually helps"
             )
@@ -126,7 +130,7 @@ class Trainer:
         values = dict(zip(logs, means.tolist(), strict=True))
         values["lr"] = lr_at(images_seen - self.plan.global_batch_size, self.optim, self.duration.images)
         for name, engine in self.task.engines.items():
-            if math.isfinite(engine.grad_norm):
+            if engine.grad_norm is not None:
                 values[f"grad_norm/{name}"] = engine.grad_norm
         values.update(meter.read(self.step, self.plan.global_batch_size))
         writer.scalars(self.step, images_seen, values)

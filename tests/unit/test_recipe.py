@@ -159,6 +159,21 @@ def test_a_recipe_runs_skips_what_is_done_and_redoes_what_a_change_touches(recip
     hdtrain("run", path, "shards.samples_per_shard=3")
     names = {p.name.partition(".previous-")[0] for p in (tmp_path / "runs/test").glob("*.previous-*")}
     assert names == {"shards", "checked"}
+    back = hdtrain("run", path, "--only", "shards").out
+    assert f"shards.previous-{old} comes back" in back
+    assert read_manifest(tmp_path / "runs/test/shards").fingerprint[:8] == old
+    assert back.splitlines()[-1].split()[:3] == ["shards", "shard", "skipped"]
+
+
+def test_a_mistake_found_by_the_stage_does_not_cost_the_published_run(recipe, hdtrain, make_images, tmp_path):
+    make_images("raw", {"a": 3, "b": 2})
+    path = recipe({"shards": SHARDS})
+    hdtrain("run", path)
+    tar = next((tmp_path / "runs/test/shards/shards").glob("*.tar"))
+    inode = tar.stat().st_ino
+    hdtrain("run", path, "data=nowhere", code=2)
+    hdtrain("run", path)
+    assert tar.stat().st_ino == inode
 
 
 def test_only_a_node_whose_parent_is_missing_says_so(recipe, hdtrain):

@@ -115,3 +115,11 @@ def test_a_config_cannot_be_changed_after_validation():
     config = validate(TrainVaeConfig, VAE, "x")
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+def test_a_key_that_occurs_twice_is_a_mistake_and_a_merged_one_is_not(tmp_path):
+    (tmp_path / "twice.yaml").write_text("a: 1\nb: {c: 1, c: 2}\n")
+    with pytest.raises(ConfigError, match="key 'c' occurs twice"):
+        read_yaml(tmp_path / "twice.yaml")
+    (tmp_path / "merged.yaml").write_text("a: &a {c: 1, d: 2}\nb: {<<: *a, c: 3}\ne: *a\n")
+    assert read_yaml(tmp_path / "merged.yaml") == {"a": {"c": 1, "d": 2}, "b": {"c": 3, "d": 2}, "e": {"c": 1, "d": 2}}

@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rank_keys_and_the_last_good_c
     config["duration"] = {"images": 40, "checkpoint_every_images": 4}
     assert run_here("train-ldm", tmp_path / "ldm", config) == 2
     said = capsys.readouterr().err
-    assert "train-ldm: loss is not finite at step 2 on rank 0: loss/diffusion nan" in said
+    assert "train-ldm: loss or gradient is not finite at step 2 on rank 0: loss/diffusion nan" in said
     keys = {key for shard in chain["latents"].glob("shards/*.json") for key in json.loads(shard.read_text())["keys"]}
     named = said.split("keys of the batch: ")[1].split(";")[0].split(", ")
     assert len(named) == 4
