@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "run", "run a recipe: a YAML graph of stages", run)
     command.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     command.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run directories (default: the recipe's)"
+        "--out", type=_folder, metavar="DIR", help="folder of the run directories (default: the recipe's)"
     )
     command.add_argument(
         "--only", action="append", default=[], metavar="NODE", help="run this node alone; may be given again"
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, spec.name, spec.summary, stage)
         command.set_defaults(stage=spec.name)
         command.add_argument("config", nargs="?", default="-", metavar="CONFIG.yaml", help="`-`: overrides alone")
-        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory")
+        command.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the run directory")
         _common(command, "dotted.key=value")
     return parser
 
@@ -84,6 +84,12 @@ def _common(command: argparse.ArgumentParser, overrides: str) -> None:
     command.add_argument("--ranks", type=_positive, metavar="N", help="processes a stage (default: 1)")
     command.add_argument("--dry-run", action="store_true", help="check everything, say what would run, run nothing")
     command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, got nothing")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

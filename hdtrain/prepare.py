@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import yaml
 
-from hdtrain.config.base import Config
+from hdtrain.config.base import Config, InputTree, references
 from hdtrain.config.load import validate
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import HdtrainError, ManifestError
@@ -95,6 +95,11 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
     for dotted, (path, _) in parents.items():
         if path.absolute().is_relative_to(directory.absolute()):
             raise HdtrainError(f"{directory} holds the stage's own parent {dotted} ({path}); give --out another folder")
+    for reference in references(config):
+        if isinstance(reference.marker, InputTree) and directory.absolute().is_relative_to(reference.path.absolute()):
+            raise HdtrainError(
+                f"{directory} lies in the raw data of {reference.dotted} ({reference.path}); give --out another folder"
+            )
     if directory.exists() and not directory.is_dir():
         raise HdtrainError(f"{directory} is a file; give --out a new or an empty folder")
     wanted = fingerprint(stage, config, parents)
@@ -126,6 +131,12 @@ def _earlier(directory: Path, wanted: str) -> Path | None:
         if read_run_json(RunDir(path)).get("fingerprint") == wanted
     ]
     return max(found, key=lambda path: RunDir(path).manifest.exists(), default=None)
+
+
+def _published(directory: Path, wanted: str) -> bool:
+    with contextlib.suppress(ManifestError):
+        return read_manifest(directory).fingerprint == wanted
+    return False
 
 
 def _free_name(directory: Path, old: str) -> Path:
@@ -163,8 +174,14 @@ def locked(directory: Path) -> Iterator[None]:
         HdtrainError: another process holds it.
     """
     path = directory.parent / f".lock-{directory.name}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise HdtrainError(
+            f"{directory} cannot be made: {error.strerror}: {error.filename}; give another --out"
+        ) from None
+    with file as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -216,7 +233,7 @@ def run_node(
         started = time.monotonic()
         code = launcher.run_stage(stage, directory, ranks)
         seconds = time.monotonic() - started
-        if code == 0 and inspect(stage, config, directory, source).status != "done":
+        if code == 0 and not _published(directory, state.fingerprint):
             raise HdtrainError(f"{stage} ended well but published no manifest in {directory}: this is a bug of {stage}")
         status = {0: "done", STOPPED_EXIT_CODE: "stopped"}.get(code, "failed")
         return Outcome(status, code, seconds)  # type: ignore[arg-type]

@@ -19,14 +19,14 @@ import difflib
 import graphlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from hdtrain.config.base import Config, InputFile, Kinds, Reference, references
+from hdtrain.config.base import Config, InputFile, InputTree, Kinds, Reference, references
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, ManifestError
@@ -188,7 +188,7 @@ class _Resolver:
             return variables[names[0]]
         long = [name for name in names if isinstance(variables[name], dict | list)]
         self.problems += [f"{dotted}: variable '{name}' is a list or mapping inside a longer string" for name in long]
-        return _VARIABLE.sub(lambda match: str(variables[match[1]]), value)
+        return _VARIABLE.sub(lambda match: match[0] if match[1] in long else str(variables[match[1]]), value)
 
     def resolve(self, file: RecipeFile, out: Path, ranks: int | None) -> Recipe:
         """Check everything that can be checked before running, then build the nodes."""
@@ -203,6 +203,8 @@ class _Resolver:
             if config:
                 wanted = ranks or file.ranks.get(name, 1)
                 nodes[name] = Node(name, node.stage, config, out / name, tuple(dict.fromkeys(edges[name])), wanted)
+        for name, ready in nodes.items():
+            self._check_references(name, ready.config, nodes)
         order = self._order(edges)
         if self.problems:
             raise ConfigError(self.source, self.problems)
@@ -226,45 +228,55 @@ class _Resolver:
         return path
 
     def _configure(self, node: str, tree: dict[str, Any]) -> Config | None:
-        """The node's config, its references checked."""
+        """The node's config."""
         stage = self.stages[node]
         if stage not in STAGES:
             self.problems.append(f"{node}: no stage '{stage}'{_nearest(stage, STAGES)}")
             return None
         try:
-            config = resolve(STAGES[stage].config, tree, self.source)
+            return resolve(STAGES[stage].config, tree, self.source)
         except ConfigError as error:  # a variable that is missing was reported already
             self.problems += [f"{node}: {problem}" for problem in error.problems if not _VARIABLE.search(problem)]
             return None
+
+    def _check_references(self, node: str, config: Config, nodes: Mapping[str, Node]) -> None:
         for reference in references(config):
-            problem = None if str(reference.path) in self.unplaced else self._check(reference)
+            unplaced = str(reference.path) in self.unplaced or _VARIABLE.search(str(reference.path))
+            problem = None if unplaced else self._check(reference, nodes)
             if problem:
                 self.problems.append(f"{node}: {reference.dotted}: {problem}")
-        return config
 
-    def _check(self, reference: Reference) -> str | None:
+    def _check(self, reference: Reference, nodes: Mapping[str, Node]) -> str | None:
         """A reference to a node must be of the right kind; one to elsewhere must be there already."""
         path = reference.path
         inside = path.relative_to(self.out).parts if path.is_relative_to(self.out) else ()
         in_node = bool(inside) and inside[0] in self.stages
         if isinstance(reference.marker, Kinds):
             kinds = reference.marker.kinds
-            return self._check_kind(inside, kinds) if in_node else _check_published(path, kinds)
-        missing = isinstance(reference.marker, InputFile) and not in_node and not path.is_file()
-        return f"no such file: {path}" if missing else None
+            return self._check_kind(inside, kinds, nodes) if in_node else _check_published(path, kinds)
+        if not in_node and isinstance(reference.marker, InputFile) and not path.is_file():
+            return f"no such file: {path}"
+        if not in_node and isinstance(reference.marker, InputTree) and not path.exists():
+            return f"no such file or folder: {path}"
+        return None
 
-    def _check_kind(self, inside: tuple[str, ...], kinds: tuple[str, ...]) -> str | None:
-        node, *below = inside
-        spec = STAGES.get(self.stages[node])
-        if spec is None or (below and spec.name == "select" and "images" in kinds):
+    def _check_kind(self, inside: tuple[str, ...], kinds: tuple[str, ...], nodes: Mapping[str, Node]) -> str | None:
+        name, *below = inside
+        stage, node = self.stages[name], nodes.get(name)
+        if stage not in STAGES or (below and node is None):  # its own mistakes were reported
             return None
-        shown = f"'@{'/'.join(inside)}'"
+        shown, data_sets = f"'@{'/'.join(inside)}'", node.config.data_sets if node else []
         if below:
-            return f"{shown}: node '{node}' ({spec.name}) has no such data set for this key"
-        if spec.publishes in kinds:
+            if "images" in kinds and "/".join(below) in data_sets:
+                return None
+            there = f"; it has {', '.join(data_sets)}" if data_sets and "images" in kinds else ""
+            return f"{shown}: node '{name}' ({stage}) has no such data set for this key{there}"
+        publishes = STAGES[stage].publishes
+        if publishes in kinds and not (publishes == "images" and data_sets):
             return None
-        hint = f"; name one of its data sets, such as '@{node}/selective-1'" if spec.name == "select" else ""
-        return f"{shown} ({spec.name}) publishes {spec.publishes}, expected {' or '.join(kinds)}{hint}"
+        hint = f"; name one of its data sets, such as '@{name}/{data_sets[0]}'" if data_sets else ""
+        what = f"{len(data_sets)} data sets" if publishes == "images" else publishes
+        return f"{shown} ({stage}) publishes {what}, expected {' or '.join(kinds)}{hint}"
 
     def _order(self, edges: dict[str, list[str]]) -> list[str]:
         """Parents first, else as in the file."""

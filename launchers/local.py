@@ -1,4 +1,4 @@
-"""Run prepared stages on this machine: one child process, a fork of the warm worker, or torchrun for several ranks.
+"""Run prepared stages on this machine: one child process, a fork of the warm worker, or several ranks.
 
 What a stage prints goes to the terminal and to `RUN_DIR/logs/NNN.log`. SIGTERM, SIGUSR1 and Ctrl-C (as SIGTERM) go on
 to the stage, which saves and leaves with exit code 3; a second Ctrl-C kills it. Children never outlive this process.
@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any, Protocol
 from hdtrain.config.stages import STAGES
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.__main__ import MISTAKE, OUTCOME_VARIABLE, STOPPED
-from launchers.processes import children, environment, has_gpu, start
+from launchers.processes import environment, has_gpu, start
+from launchers.ranks import start_processes, start_torchrun
 from launchers.warm import WarmWorker
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -66,7 +66,7 @@ class LocalLauncher:
         """
         run = RunDir(run_dir)
         log = next_log(run)
-        ranks = ranks if STAGES[stage].needs_torch else 1
+        ranks = 1 if STAGES[stage].one_process else ranks
         with _Tee(log) as tee:
             running = self._start(stage, run, ranks, tee)
             with _forwarding(running) as received:
@@ -79,21 +79,14 @@ class LocalLauncher:
 
     def _start(self, stage: str, run: RunDir, ranks: int, tee: "_Tee") -> "_Stage":
         if ranks > 1:
-            return _start_ranks(stage, run, ranks, tee)
+            _outcome(run).unlink(missing_ok=True)
+            variables = {**environment(), OUTCOME_VARIABLE: str(_outcome(run))}
+            start_ranks = start_torchrun if STAGES[stage].needs_torch else start_processes
+            return start_ranks(stage, run.path, ranks, variables, stdout=tee.input, log=tee.log)
         if self._worker and STAGES[stage].needs_torch:
             return self._worker.start(stage, run.path, tee.input)
         command = [sys.executable, "-m", "hdtrain.stages", stage, str(run.path)]
         return start(command, environment(), stdout=tee.input, stderr=tee.input)
-
-
-def _start_ranks(stage: str, run: RunDir, ranks: int, tee: "_Tee") -> "_Ranks":
-    """torchrun's own messages go to the log alone; its ranks speak through stdout and HDTRAIN_OUTCOME."""
-    _outcome(run).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "hdtrain.stages", stage, str(run.path)]
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    variables = {"OMP_NUM_THREADS": str(threads), **environment(), OUTCOME_VARIABLE: str(_outcome(run))}
-    return _Ranks(start(command, variables, stdout=tee.input, stderr=tee.log))
 
 
 def _outcome(run: RunDir) -> Path:
@@ -114,21 +107,6 @@ def _explain_ranks(run: RunDir, log: Path, code: int) -> int:
         tail = log.read_text(errors="replace").splitlines()[-_SHOWN_LOG_LINES:]
         print("\n".join([f"the last lines of {log}:", *tail]), file=sys.stderr)
     return code
-
-
-class _Ranks:
-    """torchrun and its ranks. Signals go to the ranks: torchrun would not wait for them to save."""
-
-    def __init__(self, agent: "subprocess.Popen[bytes]"):
-        self.agent = agent
-
-    def send_signal(self, number: int, /) -> None:
-        for pid in children(self.agent.pid) or [self.agent.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def wait(self) -> int:
-        return self.agent.wait()
 
 
 @contextlib.contextmanager

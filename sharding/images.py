@@ -94,7 +94,7 @@ def _decode_png(data: bytes, alpha: Alpha) -> Decoded:
     if _PNG_END not in data[-4096:]:
         raise UnusableError("truncated or damaged")
     if data[24] == 16:  # IHDR's bit depth; Pillow would cut 16-bit RGB to its high bytes
-        return Decoded(_from_array(imagecodecs.png_decode(data), alpha), None)
+        return Decoded(from_array(imagecodecs.png_decode(data), alpha), None)
     return _from_pillow(Image.open(io.BytesIO(data)), "png", alpha)
 
 
@@ -113,14 +113,14 @@ def _decode_tiff(data: bytes, alpha: Alpha) -> Decoded:
         if page.dtype not in (np.uint8, np.uint16) or page.photometric not in (1, 2, 6):
             raise UnusableError(f"unsupported mode: {page.dtype} {getattr(page.photometric, 'name', page.photometric)}")
         array = page.asarray()
-        return Decoded(_from_array(np.moveaxis(array, 0, -1) if page.axes == "SYX" else array, alpha), None)
+        return Decoded(from_array(np.moveaxis(array, 0, -1) if page.axes == "SYX" else array, alpha), None)
 
 
 def _from_pillow(image: Image.Image, ext: str, alpha: Alpha) -> Decoded:
     mode = image.mode
     image.load()
     if mode in ("RGBA", "LA", "PA") or (mode in ("RGB", "L", "P") and "transparency" in image.info):
-        return Decoded(_from_array(np.asarray(image.convert("RGBA")), alpha), None)
+        return Decoded(from_array(np.asarray(image.convert("RGBA")), alpha), None)
     if mode == "RGB":
         return Decoded(np.asarray(image), ext)
     if mode in ("L", "P", "CMYK"):
@@ -128,7 +128,7 @@ def _from_pillow(image: Image.Image, ext: str, alpha: Alpha) -> Decoded:
     raise UnusableError(f"unsupported mode: {mode}")
 
 
-def _from_array(array: NDArray[Any], alpha: Alpha) -> Pixels:
+def from_array(array: NDArray[Any], alpha: Alpha) -> Pixels:
     """Uint8 or uint16, (h, w) or (h, w, 1 to 4) with the alpha channel last, to uint8 RGB."""
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -142,6 +142,29 @@ def _from_array(array: NDArray[Any], alpha: Alpha) -> Pixels:
         opacity = array[..., -1:].astype(np.uint32)
         array = ((opacity * array[..., :-1] + (255 - opacity) * 255 + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are brought to what a shard stores."""
+
+    alpha: Alpha = "white"
+    resize_px: int | None = None
+    format: Literal["original", "png", "jpg"] = "original"
+    jpeg_quality: int = 95
+
+    def keeps(self, ext: str | None) -> bool:
+        """Whether original bytes of this extension are stored as they are."""
+        return bool(ext) and not self.resize_px and (self.format == "original" or ext in ("jpg", self.format))
+
+    def encode(self, pixels: Pixels) -> tuple[str, bytes]:
+        """Extension and bytes of uint8 RGB pixels, resized if asked for; the same pixels give the same bytes."""
+        if self.resize_px:
+            pixels = resize(pixels, self.resize_px)
+        if self.format == "jpg":
+            pixels = np.ascontiguousarray(pixels)
+            return "jpg", simplejpeg.encode_jpeg(pixels, self.jpeg_quality, colorspace="RGB", colorsubsampling="444")
+        return "png", encode_png(pixels)
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -1,156 +1,199 @@
-"""Raw data sets to image shards: survey, draw, order, write, index.
+"""Raw data sets to image shards: list, survey, plan, write, index. The story of one `hdtrain shard`.
 
-The same input and config give byte-identical shards, whatever the number of threads and however often it was killed:
-the plan is complete before the first shard is written, and a shard that is complete under the same plan is kept.
+Any number of processes on any machines share the run directory: each surveys its part of the units and writes its part
+of the shards, and rank 0 plans in between. The same input and config give byte-identical shards, however many processes
+and threads there were and however often they were killed: the plan is complete before the first shard is begun, a
+unit's part is kept while its input is the same, and a shard that is complete under the same plan is kept.
 """
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hdtrain.config.shards import ShardConfig
-from hdtrain.errors import DataError
-from hdtrain.formats.atomic import sha256_bytes, write_json
-from hdtrain.formats.index import write_index
+from hdtrain.distributed.rendezvous import Rendezvous
+from hdtrain.distributed.world import World
+from hdtrain.formats.atomic import write_json
 from hdtrain.formats.manifest import FieldSpec, ShardEntry
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.shards import ShardWriter, is_complete, shard_entry
-from hdtrain.progress import track
-from sharding.images import Pixels, UnusableError, decode, encode_png, resize
-from sharding.plan import Sample, Shard, choose, plan, plan_identity, sample_meta
-from sharding.sources import Inputs, collect
-from sharding.survey import check_failures, survey
+from hdtrain.formats.shards import shard_entry
+from hdtrain.progress import Progress
+from sharding.images import Encoding
+from sharding.index import write_indices
+from sharding.plan import Plan, make_plan, plan_identity
+from sharding.readers.base import Reader
+from sharding.sources import open_sources
+from sharding.survey import Surveyor, list_units, read_units
+from sharding.table import STATUS_NAMES, Rows, merge_parts
+from sharding.write import Writer, split_dir
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written, for the manifest."""
+    """One data set that was written, for its manifest."""
 
+    name: str
+    run: RunDir
     shards: list[ShardEntry]
     image: FieldSpec
     classes: list[str] | None
     info: dict[str, Any]
-    rejected: dict[str, int]
-    """Counts by reason."""
 
 
-def pack(config: ShardConfig, run: RunDir, threads: int | None = None) -> Packed:
-    """Write shards, sidecars and `index.parquet` into a run directory.
+def pack(config: ShardConfig, run: RunDir, world: World | None = None, threads: int | None = None) -> list[Packed]:
+    """Write shards, sidecars and `index.parquet` into a run directory; every process of `world` calls it.
+
+    Returns:
+        One data set a split; on ranks other than 0 nothing.
 
     Raises:
-        DataError: see `collect`, `check_failures`, `draw_even`; or a file that changed since the survey.
+        DataError: see `open_sources`, `make_plan`; or a file that changed since the survey.
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    inputs = collect(config)
-    verdicts = survey(inputs.candidates, config.alpha, run.work, threads)
-    check_failures(inputs.candidates, verdicts, config.max_failed_share)
-    label_of = {name: index for index, name in enumerate(inputs.classes or [])}
-    samples = [
-        Sample(candidate, verdict, label_of.get(candidate.label or ""), verdict.status)
-        for candidate, verdict in zip(inputs.candidates, verdicts, strict=True)
-    ]
-    choose(samples, inputs.classes, config)
-    shards = plan(samples, config)
-    _drop_others(run, plan_identity(shards, config))
-    total = sum(len(shard.samples) for shard in shards)
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in track(_write_all(shards, config, run, pool), total, "pack"):
-            pass
-    write_index(run.index, (_index_row(sample, config.split) for sample in samples))
-    return _summary(samples, shards, inputs, config, run)
+    world = world or World()
+    meeting = Rendezvous(run.work / "processes", world)
+    try:
+        meeting.join()
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+        with ThreadPoolExecutor(threads) as pool:
+            return _Packing(config, run, world, meeting, pool).run_all()
+    except BaseException as error:
+        meeting.fail(error)
+        raise
 
 
-def _drop_others(run: RunDir, identity: str) -> None:
+@dataclass(frozen=True)
+class _Packing:
+    config: ShardConfig
+    run: RunDir
+    world: World
+    meeting: Rendezvous
+    pool: ThreadPoolExecutor
+
+    def run_all(self) -> list[Packed]:
+        readers = open_sources(self.config)
+        units_file, table = self.run.work / "units.json", self.run.work / "inputs.arrow"
+        if self.world.is_main:
+            list_units(readers, units_file)
+        self.meeting.barrier("listed")
+        num_units = self._survey(readers, units_file)
+        self.meeting.barrier("surveyed")
+        plan = None
+        if self.world.is_main:
+            merge_parts(_parts(self.run.work, num_units), table)
+            plan = self._plan(Rows(table), readers)
+        self.meeting.barrier("planned")
+        names = [reader.source.name for reader in readers]
+        self._write(Writer(Rows(table), self.config, names, self.run, self.pool))
+        self.meeting.barrier("written")
+        if plan is None:
+            return []
+        write_indices(self.run, Rows(table), plan, names)
+        return _summary(Rows(table), plan, names, self.config, self.run)
+
+    def _survey(self, readers: Sequence[Reader], units_file: Path) -> int:
+        """Survey this process's share of the units; return how many there are in all."""
+        encoding = Encoding(self.config.alpha, self.config.resize_px, self.config.format, self.config.jpeg_quality)
+        surveyor = Surveyor(encoding, self.config.near_duplicates is not None, self.run.work, self.pool)
+        units = list(enumerate(read_units(units_file)))
+        mine = self.world.share(units)
+        total = sum(unit.num_inputs for _, (_, unit) in mine)
+        there = _found(self.run.work)
+        with Progress(self._title("survey"), total, enabled=self.world.is_main) as progress:
+            for number, (source, unit) in mine:
+                path = surveyor.part(number, readers[source], unit)
+                if path in there.get(number, []):
+                    progress.update(unit.num_inputs)
+                    continue
+                for stale in there.get(number, []):
+                    stale.unlink()
+                surveyor.survey(path, source, readers[source], unit, lambda: progress.update(1))
+        return len(units)
+
+    def _plan(self, rows: Rows, readers: Sequence[Reader]) -> Plan:
+        plan = make_plan(rows, readers, self.config)
+        identity = plan_identity(rows, plan, self.config)
+        _drop_others(self.run, plan.splits, identity)
+        plan.save(self.run.work, identity)
+        return plan
+
+    def _write(self, writer: Writer) -> None:
+        mine = list(self.world.share(writer.jobs))
+        total = sum(len(writer.rows_of(job)) for job in mine)
+        with Progress(self._title("pack"), total, enabled=self.world.is_main) as progress:
+            writer.write(mine, lambda: progress.update(1))
+
+    def _title(self, what: str) -> str:
+        return f"{what} (1 of {self.world.size} processes)" if self.world.size > 1 else what
+
+
+def _found(work: Path) -> dict[int, list[Path]]:
+    """The parts and spools that are there, by number of their unit."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(work.glob("survey-*")):
+        found.setdefault(int(path.name.split("-")[1]), []).append(path)
+    return found
+
+
+def _parts(work: Path, num_units: int) -> list[Path]:
+    """Every unit's part, in order. A unit has one: what it had before goes before the new one comes."""
+    found = _found(work)
+    return [next(path for path in found[number] if path.suffix == ".arrow") for number in range(num_units)]
+
+
+def _drop_others(run: RunDir, splits: list[str], identity: str) -> None:
     """Remove half-written files, and what is there of another plan; the shards that are left belong to this one."""
     path = run.work / "plan.json"
-    same = path.exists() and json.loads(path.read_bytes()) == identity
+    same = path.exists() and json.loads(path.read_bytes())["identity"] == identity
+    for folder in [run.shards, *run.path.glob("*/shards")]:
+        for file in folder.iterdir() if folder.exists() else ():
+            if not same or file.name.startswith("."):
+                file.unlink()
     if not same:
-        run.manifest.unlink(missing_ok=True)
-    for file in run.shards.iterdir() if run.shards.exists() else ():
-        if not same or file.name.startswith("."):
-            file.unlink()
-    write_json(path, identity)
+        write_json(path, {"identity": None})
+        for directory in {run.path, *(split_dir(run, splits, name).path for name in splits)}:
+            RunDir(directory).manifest.unlink(missing_ok=True)
 
 
-def _write_all(shards: Sequence[Shard], config: ShardConfig, run: RunDir, pool: ThreadPoolExecutor) -> Iterator[Sample]:
-    for shard in shards:
-        path = run.shards / shard.name
-        if is_complete(path):
-            yield from shard.samples
-            continue
-        nearby = sorted(shard.samples, key=_place)  # tiles of one image one after another: it is decoded once a shard
-        loaded = pool.map(lambda sample: _payload(sample, config), nearby)
-        payloads = {}
-        for sample, payload in zip(nearby, loaded, strict=True):
-            payloads[sample.candidate.key] = payload
-            yield sample
-        with ShardWriter(path) as writer:
-            writer.sidecar.failed = dict(sorted(shard.failed.items()))
-            for sample in shard.samples:
-                key = sample.candidate.key
-                ext = "png" if config.resize_px else sample.verdict.ext or "png"
-                writer.add(key, ext, payloads.pop(key), sample_meta(sample, config), sample.label)
-
-
-def _place(sample: Sample) -> tuple[str, int, int]:
-    tile = sample.candidate.tile
-    return (str(sample.candidate.file), tile.top, tile.left) if tile else (str(sample.candidate.file), 0, 0)
-
-
-def _payload(sample: Sample, config: ShardConfig) -> bytes:
-    """The bytes to store: the original ones where nothing has to change."""
-    candidate, verdict = sample.candidate, sample.verdict
-    try:
-        if candidate.tile:
-            pixels: Pixels = candidate.tile.pixels()
-            digest = sha256_bytes(pixels.tobytes())
-        else:
-            data = candidate.file.read_bytes()
-            digest = sha256_bytes(data)
-            if digest == verdict.sha256:
-                if verdict.ext and not config.resize_px:
-                    return data
-                pixels = decode(data, config.alpha).pixels
-    except (OSError, UnusableError) as error:
-        raise DataError(f"{candidate.file}: could be read in the survey and no longer can: {error}") from None
-    if digest != verdict.sha256:
-        raise DataError(f"{candidate.file}: changed since the survey; run the stage again when the input is at rest")
-    return encode_png(resize(pixels, config.resize_px) if config.resize_px else pixels)
-
-
-def _index_row(sample: Sample, split: str) -> dict[str, Any]:
-    candidate = sample.candidate
-    names = ("key", "source", "path", "slide", "patient", "x", "y", "mpp", "label")
-    return {name: getattr(candidate, name) for name in names} | {
-        "split": split,
-        "shard": sample.shard,
-        "status": sample.status,
-        "reason": sample.verdict.reason,
+def _summary(rows: Rows, plan: Plan, names: list[str], config: ShardConfig, run: RunDir) -> list[Packed]:
+    width, height = rows.column("width"), rows.column("height")
+    label_codes, labels = rows.codes("label")
+    statuses = np.bincount(plan.status, minlength=len(STATUS_NAMES)).tolist()
+    failed: dict[str, int] = {}
+    for counts in plan.failed:
+        for shard_counts in counts.values():
+            for reason, count in shard_counts.items():
+                failed[reason] = failed.get(reason, 0) + count
+    common = {
+        **{f"num_{name}": count for name, count in zip(STATUS_NAMES[1:], statuses[1:], strict=True)},
+        "num_duplicates": int((plan.duplicate_of >= 0).sum()),
+        "rejected": dict(sorted(failed.items())),
+        "sources": names,
     }
+    packed = []
+    for name, order in zip(plan.splits, plan.orders, strict=True):
+        directory = split_dir(run, plan.splits, name)
+        sizes = {(config.resize_px, config.resize_px)} if config.resize_px else _sizes(height[order], width[order])
+        shape: list[int | None] = [*next(iter(sizes)), 3] if len(sizes) == 1 else [None, None, 3]
+        counts = np.bincount(label_codes[order] + 1, minlength=len(labels) + 1)[1:].tolist()
+        by_name = dict(zip(labels, counts, strict=True))
+        packed.append(
+            Packed(
+                name=name,
+                run=directory,
+                shards=[shard_entry(path, directory.path) for path in sorted(directory.shards.glob("shard-*.tar"))],
+                image=FieldSpec(dtype="uint8", shape=shape, range=(0, 255), layout="HWC RGB"),
+                classes=plan.classes,
+                info={"class_counts": {name: by_name.get(name, 0) for name in plan.classes or []}, **common},
+            )
+        )
+    return packed
 
 
-def _summary(
-    samples: Sequence[Sample], shards: Sequence[Shard], inputs: Inputs, config: ShardConfig, run: RunDir
-) -> Packed:
-    statuses = Counter(sample.status for sample in samples)
-    packed = [sample_meta(sample, config) for shard in shards for sample in shard.samples]
-    sizes = {(meta["height"], meta["width"]) for meta in packed}
-    shape: list[int | None] = [*sizes.pop(), 3] if len(sizes) == 1 else [None, None, 3]
-    counts = Counter(meta["label"] for meta in packed)
-    return Packed(
-        shards=[shard_entry(run.shards / shard.name, run.path) for shard in shards],
-        image=FieldSpec(dtype="uint8", shape=shape, range=(0, 255), layout="HWC RGB"),
-        classes=inputs.classes,
-        info={
-            "class_counts": {name: counts[name] for name in inputs.classes or []},
-            "num_rejected": statuses["rejected"],
-            "num_background": statuses["background"],
-            "num_unused": statuses["unused"],
-            "sources": inputs.names,
-        },
-        rejected=dict(sorted(sum((shard.failed for shard in shards), Counter[str]()).items())),
-    )
+def _sizes(height: Any, width: Any) -> set[tuple[int, int]]:
+    return {(int(h), int(w)) for h, w in np.unique(np.stack([height, width]), axis=1).T}

@@ -1,43 +1,35 @@
-"""All sources of a config as one sorted list of candidates, with the classes in label order."""
+"""All sources of a config, opened, with the classes that are known before anything is read."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from pathlib import Path
 
 from hdtrain.config.shards import ShardConfig
 from hdtrain.errors import DataError
-from sharding.candidate import Candidate, with_unique_keys
-from sharding.readers import Reader, open_source
+from sharding.readers import open_source
+from sharding.readers.base import Reader
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the sources hold, sorted by key."""
-
-    candidates: list[Candidate]
-    classes: list[str] | None
-    names: list[str]
-
-
-def collect(config: ShardConfig) -> Inputs:
-    """List every source.
+def open_sources(config: ShardConfig) -> list[Reader]:
+    """Open every source.
 
     Raises:
-        DataError: what `open_source` raises; two sources of one name; classes that do not fit the configured ones.
+        DataError: what `open_source` raises; two sources of one name; class folders that do not fit `classes`.
     """
     readers = [open_source(source, config.alpha) for source in config.sources]
     names = [reader.source.name for reader in readers]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{names.count(name)} sources are named '{name}'; give each its own 'name'")
-    classes = _classes(readers, config.classes)
-    candidates = with_unique_keys([candidate for reader in readers for candidate in reader])
-    return Inputs(sorted(candidates, key=lambda candidate: candidate.key), classes, names)
+    _check_folders(readers, config.classes)
+    return readers
 
 
-def _classes(readers: list[Reader], wanted: list[str] | None) -> list[str] | None:
-    found = {name: reader.source.config.path for reader in readers for name in reader.classes or []}
-    if wanted is None:
-        return sorted(found) or None
-    paths = ", ".join(str(reader.source.config.path) for reader in readers)
+def _check_folders(readers: list[Reader], wanted: list[str] | None) -> None:
+    """Class folders against the configured classes, where no source names its classes image by image."""
+    if wanted is None or any(reader.source.config.columns.label for reader in readers):
+        return
+    found = {name: reader.source.path for reader in readers for name in reader.classes or []}
+    paths = ", ".join(str(reader.source.path) for reader in readers)
     if not found:
         raise DataError(f"{paths}: no class folders, but 'classes' expects {', '.join(wanted)}")
     for name, path in found.items():
@@ -46,4 +38,20 @@ def _classes(readers: list[Reader], wanted: list[str] | None) -> list[str] | Non
     empty = [name for name in wanted if name not in found]
     if empty:
         raise DataError(f"{paths}: empty class {', '.join(map(repr, empty))}: no such folder in any source")
+
+
+def class_names(labels: Iterable[str], readers: list[Reader], wanted: list[str] | None) -> list[str] | None:
+    """The classes in label order, from the labels that the inputs carry and from class folders; None: unlabelled.
+
+    Raises:
+        DataError: a label that is not among the configured ones.
+    """
+    found = {*labels, *(name for reader in readers for name in reader.classes or [])}
+    if wanted is None:
+        return sorted(found) or None
+    unknown = sorted(found - set(wanted))
+    if unknown:
+        paths = ", ".join(str(Path(reader.source.path)) for reader in readers)
+        named = ", ".join(map(repr, unknown))
+        raise DataError(f"{paths}: unknown class {named}; 'classes' expects {', '.join(wanted)}")
     return wanted

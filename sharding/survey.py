@@ -1,141 +1,181 @@
-"""First pass: decode every candidate once and decide on it, before anything is planned or written.
+"""First pass: look at every input once and decide on it, before anything is planned or written.
 
-So a broken image never leaves a gap in a shard, an even sample is drawn among usable images alone, and a data set that
-is refused leaves nothing behind. Verdicts are journalled in parts: a run that was killed goes on where it stopped,
-and takes a part's verdicts back only if its files still have the same size and time of change.
+After it every sample is a range of bytes: of the source's own file where its bytes are stored as they are, else of a
+*spool* beside the part, where the survey left what it had to encode. So a broken image never leaves a gap in a shard,
+a data set that is refused leaves nothing behind, and the writers need to know nothing of layouts.
+
+Units are shared out over the processes. A unit's part is kept by a run that goes on if its input is still the same.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
-from hdtrain.errors import DataError
-from hdtrain.formats.atomic import canonical_json, sha256_bytes, write_json
-from hdtrain.progress import track
-from sharding.candidate import Candidate
-from sharding.images import Alpha, UnusableError, decode
-from sharding.tiles import file_state, tissue_share
+from hdtrain.formats.atomic import atomic_file, sha256_bytes, write_bytes
+from sharding.duplicates import DIGEST_BYTES, canonical_digest, perceptual_hash
+from sharding.images import MIN_SIDE_PX, Encoding, Pixels, UnusableError, decode
+from sharding.inputs import ByteRange, Input, key_hash, make_key
+from sharding.readers.base import Reader, Unit
+from sharding.table import BACKGROUND, OK, REJECTED, write_part
+from sharding.tiles import tissue_share
 
-PART = 1024
+T = TypeVar("T")
+R = TypeVar("R")
+_CHUNK, _CHUNKS_AHEAD = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one candidate."""
+    """What became of one input."""
 
-    status: str
-    """ok, rejected or background."""
+    status: int
     reason: str | None = None
     ext: str | None = None
-    """Extension under which the original bytes are stored; None: re-encode as PNG."""
+    """Under which its bytes are stored."""
     width: int = 0
     height: int = 0
-    sha256: str = ""
-    """Of the file's bytes, or of a tile's pixels."""
+    content: bytes | None = None
+    pixels: bytes | None = None
+    symmetry: int = 0
+    look: int | None = None
+    encoded: bytes | None = None
+    """What to store, where it is not what lies in the source."""
 
 
-def judge(candidate: Candidate, alpha: Alpha) -> Verdict:
-    """Decode one candidate."""
+@dataclass(frozen=True)
+class Surveyor:
+    """Looks at inputs; the same input gives the same verdict in every process."""
+
+    encoding: Encoding
+    looks: bool
+    """Compute perceptual hashes too."""
+    work: Path
+    pool: ThreadPoolExecutor
+
+    def part(self, number: int, reader: Reader, unit: Unit) -> Path:
+        """Where the unit's part belongs. The name holds what it depends on, the state of its input included."""
+        config = reader.source.config.model_dump(mode="json", exclude={"expect", "split"})
+        asked = [asdict(self.encoding), self.looks, config, asdict(unit), reader.state(unit)]
+        return self.work / f"survey-{number:06d}-{sha256_bytes(json.dumps(asked, sort_keys=True).encode())[:16]}.arrow"
+
+    def survey(self, path: Path, source: int, reader: Reader, unit: Unit, tick: Callable[[], None]) -> None:
+        """Judge every input of a unit and publish its part, and before it the spool."""
+        with ExitStack() as stack:
+            write_part(path, self._rows(path.with_suffix(".spool"), stack, source, reader, unit, tick))
+
+    def _rows(
+        self, spool: Path, stack: ExitStack, source: int, reader: Reader, unit: Unit, tick: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
+        """The unit's rows; the spool is opened in `stack` when there is something to leave there."""
+        stream, offset = None, 0
+        for item, verdict in ahead(self.pool, self._judge, reader.read(unit)):
+            row = _row(item, verdict, source, reader.source.name)
+            if verdict.encoded is not None:
+                stream = stream or stack.enter_context(atomic_file(spool))
+                stream.write(verdict.encoded)
+                row |= {
+                    "file": os.fsencode(spool.name),
+                    "offset": offset,
+                    "size": len(verdict.encoded),
+                    "deflated": False,
+                }
+                offset += len(verdict.encoded)
+            yield row
+            tick()
+        stack.close()  # the spool is published before its part
+
+    def _judge(self, item: Input) -> tuple[Input, Verdict]:
+        return item, judge(item, self.encoding, self.looks)
+
+
+def judge(item: Input, encoding: Encoding, looks: bool = False) -> Verdict:
+    """Decode one input and decide on it."""
+    if item.is_background:
+        return Verdict(BACKGROUND)
     try:
-        if candidate.tile:
-            pixels, ext = candidate.tile.pixels(), None
-            digest = sha256_bytes(pixels.tobytes())
+        content = item.content.load()
+        if isinstance(content, bytes):
+            decoded = decode(content, encoding.alpha)
+            pixels, ext = decoded.pixels, decoded.ext
         else:
-            data = candidate.file.read_bytes()
-            decoded = decode(data, alpha)
-            pixels, ext, digest = decoded.pixels, decoded.ext, sha256_bytes(data)
+            pixels, ext = content, None
+        _check_size(pixels)
     except UnusableError as error:
-        return Verdict("rejected", str(error))
+        return Verdict(REJECTED, str(error))
     except OSError as error:
-        return Verdict("rejected", f"unreadable: {error.strerror}")
+        return Verdict(REJECTED, f"unreadable: {error.strerror or error}")
     height, width, _ = pixels.shape
-    background = candidate.min_tissue > 0 and tissue_share(pixels) < candidate.min_tissue
-    return Verdict("background" if background else "ok", None, ext, width, height, digest)
+    if item.min_tissue > 0 and tissue_share(pixels) < item.min_tissue:
+        return Verdict(BACKGROUND, None, ext, width, height)
+    encoded = None
+    if not isinstance(content, bytes) or not encoding.keeps(ext):
+        ext, stored = encoding.encode(pixels)
+        encoded = stored
+    else:
+        stored = content
+        if not isinstance(item.content, ByteRange):
+            encoded = stored
+    digest, symmetry = canonical_digest(pixels)
+    look = perceptual_hash(pixels) if looks else None
+    return Verdict(OK, None, ext, width, height, content_digest(stored), digest, symmetry, look, encoded)
 
 
-def survey(candidates: Sequence[Candidate], alpha: Alpha, journal: Path, threads: int) -> list[Verdict]:
-    """Judge every candidate, and reject all but the first of those with the same bytes.
-
-    Args:
-        candidates: sorted by key.
-        alpha: what to do with transparency.
-        journal: folder of the parts.
-        threads: the result does not depend on it.
-    """
-    verdicts = list(track(_judge_all(candidates, alpha, journal, threads), len(candidates), "survey"))
-    first: dict[str, str] = {}
-    for index, (candidate, verdict) in enumerate(zip(candidates, verdicts, strict=True)):
-        if verdict.status == "ok" and first.setdefault(verdict.sha256, candidate.key) != candidate.key:
-            reason = f"duplicate of {first[verdict.sha256]}"
-            verdicts[index] = replace(verdict, status="rejected", reason=reason)
-    return verdicts
+def _check_size(pixels: Pixels) -> None:
+    if min(pixels.shape[:2]) < MIN_SIDE_PX:
+        raise UnusableError(f"smaller than {MIN_SIDE_PX} px")
 
 
-def _judge_all(candidates: Sequence[Candidate], alpha: Alpha, journal: Path, threads: int) -> Iterator[Verdict]:
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(candidates), PART):
-            part = candidates[start : start + PART]
-            path, identity = journal / f"survey-{start // PART:06d}.json", _identity(part, alpha)
-            kept = _read_part(path, identity)
-            if kept is not None:
-                yield from kept
-                continue
-            verdicts = []
-            for verdict in pool.map(judge, part, [alpha] * len(part)):
-                verdicts.append(verdict)
-                yield verdict
-            write_json(path, {"identity": identity, "verdicts": [asdict(verdict) for verdict in verdicts]})
+def content_digest(data: bytes) -> bytes:
+    """Tells the bytes to store from any others: the first half of their sha256."""
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
-def _identity(part: Sequence[Candidate], alpha: Alpha) -> str:
-    """Hash of which candidates these are, how they are judged, and the state of their files."""
-    states: dict[Path, tuple[int, int] | None] = {}
-    for candidate in part:
-        if candidate.file not in states:
-            states[candidate.file] = file_state(candidate.file)
-    rows = [
-        (c.key, c.identity, states[c.file], c.min_tissue, (c.tile.left, c.tile.top, c.tile.size_px) if c.tile else None)
-        for c in part
-    ]
-    return sha256_bytes(canonical_json([alpha, rows]))
+def _row(item: Input, verdict: Verdict, source: int, source_name: str) -> dict[str, Any]:
+    key = make_key(source_name, item.stem, item.tail)
+    row = {name: getattr(item, name) for name in ("path", "label", "slide", "patient", "x", "y", "mpp")}
+    row |= {name: getattr(verdict, name) for name in ("status", "reason", "ext", "width", "height", "symmetry", "look")}
+    row |= {"key": key, "key_hash": key_hash(key), "source": source}
+    row |= {"content": verdict.content or bytes(DIGEST_BYTES), "pixels": verdict.pixels or bytes(DIGEST_BYTES)}
+    if isinstance(item.content, ByteRange):
+        place = item.content
+        row |= {"file": os.fsencode(place.path), "offset": place.offset, "size": place.size, "deflated": place.deflated}
+    return row
 
 
-def _read_part(path: Path, identity: str) -> list[Verdict] | None:
+def ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`pool.map` that takes only a bounded number of items before their results are asked for, a few at a time."""
+
+    def run(chunk: list[T]) -> list[R]:
+        return [function(item) for item in chunk]
+
+    waiting: deque[Future[list[R]]] = deque()
+    remaining = iter(items)
     try:
-        part = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return [Verdict(**verdict) for verdict in part["verdicts"]] if part.get("identity") == identity else None
+        while chunk := list(islice(remaining, _CHUNK)):
+            waiting.append(pool.submit(run, chunk))
+            if len(waiting) > _CHUNKS_AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def reason_kind(reason: str | None) -> str:
-    """`reason` without its particulars, to count by: 'duplicate', 'unsupported mode', 'truncated or damaged' …."""
-    return (reason or "").split(":")[0].split(" of ")[0]
+def list_units(readers: Sequence[Reader], path: Path) -> None:
+    """Publish the units of all sources: `[source, path, start, stop, count]`."""
+    units = [[i, *asdict(unit).values()] for i, reader in enumerate(readers) for unit in reader.units()]
+    write_bytes(path, json.dumps(units, separators=(",", ":")).encode())
 
 
-def check_failures(candidates: Sequence[Candidate], verdicts: Sequence[Verdict], max_failed_share: float) -> None:
-    """Duplicates and background do not count as failures.
-
-    Raises:
-        DataError: too many images are unusable, or a source has no usable image or no tissue at all.
-    """
-    pairs = list(zip(candidates, verdicts, strict=True))
-    failed = [(c, v) for c, v in pairs if v.status == "rejected" and reason_kind(v.reason) != "duplicate"]
-    total = sum(verdict.status != "background" for verdict in verdicts)
-    if len(failed) > max_failed_share * total:
-        named = "; ".join(f"{candidate.file} ({verdict.reason})" for candidate, verdict in failed[:3])
-        raise DataError(
-            f"{len(failed)} of {total} images cannot be used ({len(failed) / total:.1%}), "
-            f"more than max_failed_share allows ({max_failed_share:.1%}): {named}; mend them or raise the limit"
-        )
-    statuses: dict[str, set[str]] = {}
-    for candidate, verdict in pairs:
-        duplicate = verdict.status == "rejected" and reason_kind(verdict.reason) == "duplicate"
-        statuses.setdefault(candidate.source, set()).add("ok" if duplicate else verdict.status)
-    for candidate in candidates:
-        if "ok" not in statuses[candidate.source]:
-            what = "no tissue tile" if "background" in statuses[candidate.source] else "no usable image"
-            limit = f" (min_tissue {candidate.min_tissue})" if candidate.min_tissue else ""
-            raise DataError(f"source '{candidate.source}': {what} at all{limit}, first: {candidate.file}")
+def read_units(path: Path) -> list[tuple[int, Unit]]:
+    """What `list_units` published: (source, unit)."""
+    return [(source, Unit(*rest)) for source, *rest in json.loads(path.read_bytes())]

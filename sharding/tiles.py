@@ -5,14 +5,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sharding.images import Alpha, Pixels, UnusableError, decode
+from sharding.inputs import Content
 
-MIN_SATURATION = 0.07
+MIN_SATURATION_PERCENT = 7
 BLACK = 25
 """Pixels whose brightest channel is at most this (10 % of 255) are scanner padding, not tissue."""
 
@@ -21,21 +22,21 @@ class Raster(Protocol):
     """A large image that gives out regions."""
 
     def read(self, left: int, top: int, size_px: int) -> Pixels:
-        """The uint8 RGB square at (left, top); raises UnusableError."""
+        """The uint8 RGB square at (left, top); raises UnusableError or OSError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One square of a large image; positions in its pixels from the top left."""
+    """One square of a large image, which is an input's content; positions in the raster's pixels from the top left."""
 
     raster: Raster
     left: int
     top: int
     size_px: int
 
-    def pixels(self) -> Pixels:
-        """Decode this tile."""
+    def load(self) -> Pixels:
+        """The tile's uint8 RGB pixels (size_px, size_px, 3); raises UnusableError or OSError."""
         return self.raster.read(self.left, self.top, self.size_px)
 
 
@@ -46,10 +47,15 @@ def grid(width: int, height: int, tile_px: int, stride_px: int) -> Iterator[tupl
             yield left, top
 
 
+def is_tissue(pixels: Pixels) -> NDArray[np.bool_]:
+    """Which of the uint8 RGB pixels (h, w, 3) are tissue: HSV saturation above 0.07 and not black. Returns (h, w)."""
+    brightest, darkest = pixels.max(-1).astype(np.int16), pixels.min(-1).astype(np.int16)
+    return (100 * (brightest - darkest) > MIN_SATURATION_PERCENT * brightest) & (brightest > BLACK)
+
+
 def tissue_share(pixels: Pixels) -> float:
-    """Share of the pixels that are tissue: HSV saturation above 0.07 and not black."""
-    brightest, darkest = pixels.max(-1).astype(np.int32), pixels.min(-1).astype(np.int32)
-    return float(np.mean((brightest - darkest > MIN_SATURATION * brightest) & (brightest > BLACK)))
+    """Share of the pixels that are tissue, by the rule of `is_tissue`."""
+    return float(is_tissue(pixels).mean())
 
 
 class PixelCache:
@@ -81,52 +87,35 @@ class PixelCache:
         future.set_result(pixels)
         with self._lock:
             self.bytes += pixels.nbytes
-            if self.bytes > self.max_bytes:
-                self._evict(keep=key)
+            self._evict(keep=key)
         return pixels
 
     def _evict(self, keep: Hashable) -> None:
-        for key in [key for key, entry in self._entries.items() if entry.done() and key != keep]:
-            self.bytes -= self._entries.pop(key).result().nbytes
-            if self.bytes <= self.max_bytes:
-                break
+        while self.bytes > self.max_bytes:
+            oldest = next((key for key, entry in self._entries.items() if entry.done() and key != keep), None)
+            if oldest is None:
+                return
+            self.bytes -= self._entries.pop(oldest).result().nbytes
 
 
-CACHE = PixelCache(512 * 2**20)
+CACHE = PixelCache(256 * 2**20)
+"""Shared by all rasters of the process."""
 
 
-def file_state(path: Path) -> tuple[int, int] | None:
-    """Size and time of change in ns, to tell a file from what it was before; None where there is none."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageRaster:
-    """A JPEG, PNG or TIFF file that Pillow can hold whole."""
+    """An ordinary image, decoded whole. All its tiles share one raster, so that it is decoded once for all of them."""
 
-    path: Path
-    alpha: Alpha
-    state: tuple[int, int] | None
+    content: Content
+    alpha: Alpha = "white"
 
     def read(self, left: int, top: int, size_px: int) -> Pixels:
         """The uint8 RGB square at (left, top)."""
-        pixels = CACHE.get(self, lambda: decode(self.path.read_bytes(), self.alpha).pixels)
-        tile = pixels[top : top + size_px, left : left + size_px]
+        tile = CACHE.get(self, self._decode)[top : top + size_px, left : left + size_px]
         if tile.shape != (size_px, size_px, 3):
             raise UnusableError("not of the size that its header says")
         return np.ascontiguousarray(tile)
 
-
-@dataclass(frozen=True, slots=True)
-class BrokenRaster:
-    """Stands for a large image that cannot be opened or cut, so that it is counted like any other bad input."""
-
-    reason: str
-
-    def read(self, left: int, top: int, size_px: int) -> Pixels:
-        """Raise the reason."""
-        raise UnusableError(self.reason)
+    def _decode(self) -> Pixels:
+        content = self.content.load()
+        return decode(content, self.alpha).pixels if isinstance(content, bytes) else content

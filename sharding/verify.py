@@ -1,196 +1,160 @@
-"""Check published image shards against their manifest, their sidecars and themselves; collect every problem."""
+"""Check a published image data set against its manifest, its sidecars and itself; collect every problem.
 
-import hashlib
+Any number of processes share the shards; of every sample 8 bytes are kept, to find keys that come twice.
+"""
+
 import json
-import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hdtrain.config.shards import VerifyConfig
+from hdtrain.distributed.rendezvous import Rendezvous
+from hdtrain.distributed.world import World
 from hdtrain.errors import ShardError
-from hdtrain.formats.atomic import sha256_file
-from hdtrain.formats.index import read_index
-from hdtrain.formats.manifest import Manifest, ShardEntry
+from hdtrain.formats.atomic import atomic_file, sha256_file, write_json
+from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
-from hdtrain.formats.tar import BLOCK, END, member_header
 from hdtrain.progress import track
-from sharding.images import UnusableError, decode
+from sharding.inputs import key_hash
+from sharding.leaks import find_leaks
+from sharding.verify_shard import check_shard
+
+_NO_SAMPLE = np.empty(0, np.uint64)
 
 
 def verify(
-    directory: Path, manifest: Manifest, decode_images: bool = True, threads: int | None = None
+    config: VerifyConfig,
+    manifest: Manifest,
+    others: Sequence[tuple[Path, Manifest]],
+    work: Path,
+    world: World | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Check an artefact of kind `images`; return `num_samples`, `num_shards`, `bytes` and `class_counts`.
+    """Check an artefact of kind `images`; every process of `world` calls it.
+
+    Returns:
+        `num_samples`, `num_shards`, `num_looked_at`, `bytes` and `class_counts`; empty on ranks other than 0.
 
     Raises:
-        ShardError: with one line for every problem found.
+        ShardError: on rank 0, with one line for every problem found.
     """
-    problems: list[str] = []
-    sidecars: dict[str, Sidecar] = {}
+    world = world or World()
+    meeting = Rendezvous(work / "processes", world)
+    try:
+        meeting.join()
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+        with ThreadPoolExecutor(threads) as pool:
+            _check_share(config, manifest, work, world, pool)
+        meeting.barrier("checked")
+        return _merge(config, manifest, others, work, world) if world.is_main else {}
+    except BaseException as error:
+        meeting.fail(error)
+        raise
+
+
+def _check_share(config: VerifyConfig, manifest: Manifest, work: Path, world: World, pool: ThreadPoolExecutor) -> None:
+    """Every `world.size`-th shard: problems, counts and hashes of keys, left in `work`."""
     owners = {entry.sha256: entry.name for entry in manifest.shards}
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        for entry in track(manifest.shards, len(manifest.shards), "verify", "shard"):
-            tar = directory / entry.name
-            try:
-                sidecar = Sidecar.read(sidecar_path(tar))
-            except ShardError as error:
-                problems.append(str(error))
-                problems += _check_tar(tar, entry)
-                continue
-            sidecars[entry.name] = sidecar
-            problems += _check_sidecar(tar, entry, sidecar, owners)
-            problems += _check_tar(tar, entry)
-            if tar.exists() and sidecar.sha256 == entry.sha256 and _is_consistent(sidecar):
-                problems += _check_members(tar, sidecar, manifest, decode_images, pool)
-    problems += _check_keys(sidecars)
-    problems += _check_files(directory, manifest, sidecars)
-    counts = _class_counts(sidecars, manifest)
+    chosen = _draw(config, manifest)
+    mine = list(world.share(list(enumerate(manifest.shards))))
+    found: dict[str, list[str]] = {}
+    labels: Counter[int | None] = Counter()
+    hashes, shards, unread = [_NO_SAMPLE], [_NO_SAMPLE], []
+    title = f"verify (1 of {world.size} processes)" if world.size > 1 else "verify"
+    for number, entry in track(mine, len(mine), title, "shard") if world.is_main else mine:
+        here = None if chosen is None else chosen.get(number, [])
+        sidecar, found[str(number)] = check_shard(config.images, entry, manifest, owners, here, config.decode, pool)
+        if sidecar is None:
+            unread.append(entry.name)
+            continue
+        labels.update(sidecar.labels)
+        hashes.append(np.array([key_hash(key) for key in sidecar.keys], np.uint64))
+        shards.append(np.full(len(sidecar.keys), number, np.uint64))
+    with atomic_file(work / f"keys-{world.rank}.npy") as stream:
+        np.save(stream, np.stack([np.concatenate(hashes), np.concatenate(shards)]))
+    counts = [[label, count] for label, count in labels.items()]
+    write_json(work / f"found-{world.rank}.json", {"problems": found, "labels": counts, "unread": unread})
+
+
+def _draw(config: VerifyConfig, manifest: Manifest) -> dict[int, list[int]] | None:
+    """Shard number to the samples to look at; None: everything."""
+    if config.sample is None or config.sample >= manifest.num_samples:
+        return None
+    drawn = np.random.Generator(np.random.PCG64(config.seed)).choice(manifest.num_samples, config.sample, replace=False)
+    ends = np.cumsum([entry.samples for entry in manifest.shards])
+    chosen: dict[int, list[int]] = {}
+    for row in np.sort(drawn).tolist():
+        shard = int(np.searchsorted(ends, row, side="right"))
+        chosen.setdefault(shard, []).append(row - (int(ends[shard - 1]) if shard else 0))
+    return chosen
+
+
+def _merge(
+    config: VerifyConfig, manifest: Manifest, others: Sequence[tuple[Path, Manifest]], work: Path, world: World
+) -> dict[str, Any]:
+    found = [json.loads((work / f"found-{rank}.json").read_bytes()) for rank in range(world.size)]
+    by_shard = {int(number): lines for part in found for number, lines in part["problems"].items()}
+    problems = [line for number in sorted(by_shard) for line in by_shard[number]]
+    unread = [name for part in found for name in part["unread"]]
+    keys = np.concatenate([np.load(work / f"keys-{rank}.npy") for rank in range(world.size)], axis=1)
+    problems += _check_keys(config.images, manifest, keys)
+    problems += _check_files(config.images, manifest, keys[0], whole=not unread)
+    labels = Counter(dict.fromkeys(range(len(manifest.classes or [])), 0))
+    for part in found:
+        labels.update({label: count for label, count in part["labels"] if label is not None})
+    counts = {name: labels[index] for index, name in enumerate(manifest.classes or [])}
     published = manifest.info.get("class_counts")
-    if len(sidecars) == len(manifest.shards) and published is not None and dict(published) != counts:
+    if not unread and published is not None and dict(published) != counts:
         problems.append(f"class counts in the shards are {counts}, the manifest says {published}")
+    problems += find_leaks(config.images, manifest, others)
     if problems:
         plural = "s" if len(problems) > 1 else ""
-        raise ShardError("\n  ".join([f"{directory}: {len(problems)} problem{plural} in the shards", *problems]))
+        raise ShardError("\n  ".join([f"{config.images}: {len(problems)} problem{plural} in the shards", *problems]))
     return {
         "num_samples": manifest.num_samples,
         "num_shards": len(manifest.shards),
+        "num_looked_at": min(config.sample or manifest.num_samples, manifest.num_samples),
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "class_counts": counts,
     }
 
 
-def _check_sidecar(tar: Path, entry: ShardEntry, sidecar: Sidecar, owners: dict[str, str]) -> Iterator[str]:
-    path = sidecar_path(tar)
-    if sidecar.sha256 != entry.sha256:
-        other = owners.get(sidecar.sha256)
-        found = f"is the sidecar of {other}" if other else f"says sha256 {sidecar.sha256[:12]}…"
-        yield f"{path}: {found}; the manifest has {entry.name} as {entry.sha256[:12]}…"
-        return
-    if not _is_consistent(sidecar):
-        yield f"{path}: its columns do not have {sidecar.samples} members each"
-    if sidecar.samples != entry.samples:
-        yield f"{path}: says {sidecar.samples} samples, the manifest {entry.samples}"
-    if sidecar.bytes != entry.bytes:
-        yield f"{path}: says {sidecar.bytes} bytes, the manifest {entry.bytes}"
-
-
-def _is_consistent(sidecar: Sidecar) -> bool:
-    columns = (sidecar.keys, sidecar.exts, sidecar.offsets, sidecar.sizes, sidecar.labels)
-    return {len(column) for column in columns} == {sidecar.samples}
-
-
-def _check_tar(tar: Path, entry: ShardEntry) -> Iterator[str]:
-    try:
-        size = tar.stat().st_size
-        if size != entry.bytes:
-            what = "truncated" if size < entry.bytes else "longer than it was"
-            yield f"{tar}: {size} bytes, the manifest says {entry.bytes}: {what}"
-        elif (digest := sha256_file(tar)) != entry.sha256:
-            yield f"{tar}: sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…: altered since it was written"
-    except FileNotFoundError:
-        yield f"{tar}: shard is missing"
-    except OSError as error:
-        yield f"{tar}: shard cannot be read: {error.strerror}"
-
-
-def _check_members(
-    tar: Path, sidecar: Sidecar, manifest: Manifest, decode_images: bool, pool: ThreadPoolExecutor
-) -> Iterator[str]:
-    """Every member at its offset; goes on after a wrong checksum, to say which samples are hit."""
-    with tar.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return
-        view = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def check(index: int) -> list[str]:
-        return list(_check_sample(view, index, sidecar, manifest, decode_images))
-
-    for key, problems in zip(sidecar.keys, pool.map(check, range(sidecar.samples)), strict=True):
-        yield from (f"{tar}: sample {key}: {problem}" for problem in problems)
-    if view[-len(END) :] != END and len(view) == sidecar.bytes:
-        yield f"{tar}: no end-of-archive mark"
-    view.close()
-
-
-def _check_sample(
-    view: mmap.mmap, index: int, sidecar: Sidecar, manifest: Manifest, decode_images: bool
-) -> Iterator[str]:
-    key, ext, start, size = sidecar.keys[index], sidecar.exts[index], sidecar.offsets[index], sidecar.sizes[index]
-    header = start + size + (-size % BLOCK)
-    if header + BLOCK > len(view):
-        yield "lies beyond the end of the file"
-        return
-    if not _has_header(view, start - BLOCK, f"{key}.{ext}", size):
-        yield f"no member {key}.{ext} of {size} bytes at offset {start}"
-        return
-    meta = _read_meta(view, header, key)
-    if meta is None:
-        yield f"no readable {key}.json after the image"
-    else:
-        expected = {"key": key, "class_index": sidecar.labels[index], "split": manifest.split}
-        for name, value in expected.items():
-            if meta.get(name, value) != value:
-                yield f"{key}.json has {name} {meta[name]!r}, sidecar and manifest say {value!r}"
-    if decode_images:
-        try:
-            decoded = decode(view[start : start + size], "reject")
-        except UnusableError as error:
-            yield f"image cannot be decoded: {error}"
-            return
-        height, width, _ = decoded.pixels.shape
-        if decoded.ext != ext:
-            yield f"image is not an 8-bit RGB {ext}"
-        if meta and (meta.get("width", width), meta.get("height", height)) != (width, height):
-            yield f"image is {width}×{height}, {key}.json says {meta.get('width')}×{meta.get('height')}"
-
-
-def _has_header(view: mmap.mmap, at: int, name: str, size: int) -> bool:
-    try:
-        return view[at : at + BLOCK] == member_header(name, size)
-    except ValueError:  # a name or size that no header can hold: the sidecar was edited
-        return False
-
-
-def _read_meta(view: mmap.mmap, header: int, key: str) -> dict[str, Any] | None:
-    try:
-        size = int(view[header + 124 : header + 135], 8)
-        if not _has_header(view, header, f"{key}.json", size):
-            return None
-        meta = json.loads(view[header + BLOCK : header + BLOCK + size])
-    except ValueError:
-        return None
-    return meta if isinstance(meta, dict) else None
-
-
-def _check_keys(sidecars: dict[str, Sidecar]) -> Iterator[str]:
+def _check_keys(directory: Path, manifest: Manifest, keys: NDArray[np.uint64]) -> Iterator[str]:
+    """Keys that come twice: equal hashes lead to the shards, where the keys themselves are compared."""
+    values, counts = np.unique(keys[0], return_counts=True)
+    suspects = np.unique(keys[1][np.isin(keys[0], values[counts > 1])])
     seen: dict[str, str] = {}
-    for name, sidecar in sidecars.items():
-        for key in sidecar.keys:
+    for number in suspects.tolist():
+        name = manifest.shards[number].name
+        for key in Sidecar.read(sidecar_path(directory / name)).keys:
             if key in seen:
                 yield f"key {key} is in {seen[key]} and again in {name}"
             seen[key] = name
 
 
-def _check_files(directory: Path, manifest: Manifest, sidecars: dict[str, Sidecar]) -> Iterator[str]:
+def _check_files(directory: Path, manifest: Manifest, packed: NDArray[np.uint64], whole: bool) -> Iterator[str]:
     """Files that the manifest names; the index has exactly the samples of the shards."""
     for name, digest in manifest.files.items():
         path = directory / name
         if not path.exists():
             yield f"{path}: missing"
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        elif sha256_file(path) != digest:
             yield f"{path}: altered since it was published"
-        elif path == RunDir(directory).index and len(sidecars) == len(manifest.shards):
-            listed = {row["key"] for row in read_index(path) if row["status"] == "ok"}
-            packed = {key for sidecar in sidecars.values() for key in sidecar.keys}
-            if listed != packed:
-                first = min(listed ^ packed)
-                yield f"{path}: its ok rows and the shards differ in {len(listed ^ packed)} keys, first {first}"
-
-
-def _class_counts(sidecars: dict[str, Sidecar], manifest: Manifest) -> dict[str, int]:
-    counts = Counter(label for sidecar in sidecars.values() for label in sidecar.labels)
-    return {name: counts[index] for index, name in enumerate(manifest.classes or [])}
+        elif path == RunDir(directory).index and whole:
+            listed = {}
+            for batch in pq.ParquetFile(path).iter_batches(columns=["key", "status"]):
+                rows = zip(batch.column("key").to_pylist(), batch.column("status").to_pylist(), strict=True)
+                listed.update({key_hash(key): key for key, status in rows if status == "ok"})
+            differing = np.setxor1d(np.fromiter(listed, np.uint64, len(listed)), packed)
+            if len(differing):
+                first = next((listed[h] for h in differing.tolist() if h in listed), "one that the index lacks")
+                yield f"{path}: its ok rows and the shards differ in {len(differing)} keys, first {first}"

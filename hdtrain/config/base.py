@@ -16,6 +16,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @property
+    def data_sets(self) -> list[str]:
+        """Folders of the run directory in which the stage publishes image data sets; none: in the directory itself."""
+        return []
+
     @model_validator(mode="before")
     @classmethod
     def _complete_blocks(cls, data: Any) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hdtrain.config.base import Config
-from hdtrain.config.shards import ShardConfig, VerifyConfig
+from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
 from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig
 from hdtrain.config.training import (
     AdaptDecoderConfig,
@@ -23,6 +23,8 @@ class StageSpec:
     publishes: str
     summary: str
     needs_torch: bool = True
+    one_process: bool = False
+    """More ranks would find nothing to do."""
     repeats: bool = False
     """The single-stage command runs it again although it is done: a check of what lies on the disk now."""
 
@@ -37,6 +39,8 @@ STAGES: dict[str, StageSpec] = {
     for spec in (
         StageSpec("shard", ShardConfig, "images", "raw data sets to WebDataset shards", needs_torch=False),
         StageSpec("verify", VerifyConfig, "verification", "check published shards", needs_torch=False, repeats=True),
+        StageSpec("inspect", InspectConfig, "inspection", "contact sheet and statistics of shards", False, True),
+        StageSpec("reshard", ReshardConfig, "images", "shards of another size or order", needs_torch=False),
         StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
         StageSpec("encode", EncodeConfig, "latents", "images to latent shards"),
         StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
@@ -45,6 +49,6 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("sample", SampleConfig, "images", "classifier-guided mass generation"),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
-        StageSpec("report", ReportConfig, "report", "one self-contained report.html", needs_torch=False),
+        StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),
     )
 }

@@ -71,6 +71,11 @@ class SelectConfig(Config):
     resolution: int = Field(256, ge=8)
     seed: int = 0
 
+    @property
+    def data_sets(self) -> list[str]:
+        """Every ratio, selected and drawn at random."""
+        return [f"{rule}-{ratio:g}" for ratio in self.ratios for rule in ("selective", "random")]
+
     @model_validator(mode="after")
     def _gate_a_needs_classifier(self) -> "SelectConfig":
         if self.gates.confidence is not None and self.classifier is None:

@@ -1,8 +1,9 @@
 """Configs of the training stages: `train-vae`, `train-ldm`, `train-classifier`, `adapt-decoder`; and of `encode`."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hdtrain.config.base import (
     AutoencoderParent,
@@ -68,7 +69,30 @@ class EmaConfig(Config):
     decay: float = Field(0.9999, ge=0, lt=1)
 
 
-class ReaderConfig(Config):
+class ShardAccess(Config):
+    """Where shards lie, and how patiently they are read."""
+
+    url: str | None = None
+    """Where the shards lie that are not in the data set's folder: `https://…`, `s3://…`, `file:…`, `pipe:COMMAND`, with
+    {name} for the shard's name (else it is appended) and {dataset} for the name of the data set's folder."""
+    cache_dir: str | None = None
+    """A folder on the node's own disk for such shards, shared by its ranks; may hold `$VARIABLES`. None: in $TMPDIR."""
+    cache_max_bytes: int = Field(64 * 2**30, ge=1)
+    """What lies in `cache_dir` at most; the shards whose use is longest ago go first."""
+    retry_sec: float = Field(60.0, ge=0)
+    """How long a read or download that fails is tried again, with growing pauses."""
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"(https?|s3|gs|hf|ais|htgs|sftp|ftps|scp)://.|(file|pipe):.", url):
+            raise ValueError("must begin with https://, s3://, gs://, file:, pipe: or another scheme of webdataset's")
+        if url is not None and url.startswith("pipe:") and "{name}" not in url:
+            raise ValueError("a pipe: must hold {name}, the place of the shard's name in the command")
+        return url
+
+
+class ReaderConfig(ShardAccess):
     """How image shards become batches."""
 
     resolution: int = Field(256, ge=8)
@@ -77,10 +101,27 @@ class ReaderConfig(Config):
     flips: bool = True
     """Random flips and quarter turns: tissue has no up."""
     block_shards: int = Field(8, ge=1)
+    """Shards that are mixed with each other; memory against randomness."""
+    weights: list[Annotated[float, Field(gt=0)]] | None = None
+    """How often each data set of `images` is read, beside the others; None: every image once an epoch."""
     threads: int = Field(2, ge=1)
     cache_bytes: int = Field(512 * 2**20, ge=0)
     """A data set that fits in this many bytes when decoded is decoded once and kept."""
     max_failed_share: float = Field(0.01, ge=0, le=1)
+
+
+class _ReadsImages(Config):
+    """A config with image data sets and the way to read them."""
+
+    images: list[ImagesParent] = Field(min_length=1)
+    reader: ReaderConfig = ReaderConfig()
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> Self:
+        weights = self.reader.weights
+        if weights is not None and len(weights) != len(self.images):
+            raise ValueError(f"reader.weights has {len(weights)} numbers for {len(self.images)} data sets in images")
+        return self
 
 
 class NoPerceptual(Config):
@@ -135,12 +176,10 @@ class AdversarialConfig(Config):
     """None: the generator's."""
 
 
-class TrainVaeConfig(Config):
+class TrainVaeConfig(_ReadsImages):
     """Train the autoencoder: `hdtrain train-vae`."""
 
-    images: list[ImagesParent] = Field(min_length=1)
     preset: AutoencoderPreset = "kl-f4"
-    reader: ReaderConfig = ReaderConfig()
     batch: BatchConfig = BatchConfig(global_batch_size=6)
     optim: OptimConfig = OptimConfig(lr=4.5e-6, weight_decay=0.0, betas=(0.5, 0.9))
     duration: DurationConfig
@@ -160,7 +199,7 @@ class TrainVaeConfig(Config):
         return self
 
 
-class EncodeConfig(Config):
+class EncodeConfig(ShardAccess):
     """Cache the posterior's mean and std of every image: `hdtrain encode`."""
 
     images: list[ImagesParent] = Field(min_length=1)
@@ -172,6 +211,8 @@ class EncodeConfig(Config):
     records_per_member: int = Field(256, ge=1)
     threads: int = Field(2, ge=1)
     """Decoding threads."""
+    max_failed_share: float = Field(0.01, ge=0, le=1)
+    """More broken images than this stop the stage; fewer are skipped, named and counted."""
 
 
 class NoiseScheduleConfig(Config):
@@ -205,13 +246,11 @@ class TrainLdmConfig(Config):
     seed: int = 0
 
 
-class ImageClassifier(Config):
+class ImageClassifier(_ReadsImages):
     """φ: the autoencoder's encoder trunk with attention pooling, on images."""
 
     kind: Literal["image"] = "image"
-    images: list[ImagesParent] = Field(min_length=1)
     preset: ClassifierPreset = "lae"
-    reader: ReaderConfig = ReaderConfig()
 
 
 class LatentClassifier(Config):
@@ -223,16 +262,14 @@ class LatentClassifier(Config):
     schedule: NoiseScheduleConfig = NoiseScheduleConfig()
 
 
-class TimmClassifier(Config):
+class TimmClassifier(_ReadsImages):
     """The downstream classifier: any timm model, on real images plus whatever an arm adds."""
 
     kind: Literal["timm"] = "timm"
-    images: list[ImagesParent] = Field(min_length=1)
     name: str = "vit_base_patch16_224"
     weights: WeightsFile | None = None
     augmented_copies: int = Field(0, ge=0)
     """Extend the data set by this many conventionally augmented copies (random resized crop, colour jitter)."""
-    reader: ReaderConfig = ReaderConfig()
 
 
 class TrainClassifierConfig(Config):
@@ -247,13 +284,11 @@ class TrainClassifierConfig(Config):
     seeds: list[int] = Field([0], min_length=1)
 
 
-class AdaptDecoderConfig(Config):
+class AdaptDecoderConfig(_ReadsImages):
     """Fine-tune the decoder on the labelled set, with cross-entropy through φ: `hdtrain adapt-decoder`."""
 
-    images: list[ImagesParent] = Field(min_length=1)
     vae: AutoencoderParent
     classifier: ClassifierParent
-    reader: ReaderConfig = ReaderConfig()
     batch: BatchConfig = BatchConfig(global_batch_size=4)
     optim: OptimConfig = OptimConfig(lr=5e-5, weight_decay=0.0)
     duration: DurationConfig

@@ -3,6 +3,9 @@
 Two runs with the same fingerprint would compute the same thing, so the second is skipped.
 """
 
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from hdtrain.formats.manifest import Manifest, read_manifest
 
 
 def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]]:
-    """Every parent that `config` names, by dotted key, with its manifest; weights files are checked to exist.
+    """Every parent that `config` names, by dotted key, with its manifest; files and raw data are checked to exist.
 
     Raises:
         ConfigError: one line for every parent that is not published or of a wrong kind, and every missing file.
@@ -31,6 +34,8 @@ def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]
                 problems.append(f"{reference.dotted}: {error}")
         elif isinstance(reference.marker, InputFile) and not reference.path.is_file():
             problems.append(f"{reference.dotted}: no such file: {reference.path}")
+        elif isinstance(reference.marker, InputTree) and not reference.path.exists():
+            problems.append(f"{reference.dotted}: no such file or folder: {reference.path}")
     if problems:
         raise ConfigError(source, problems)
     return parents
@@ -52,9 +57,23 @@ def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manif
 
 def listing_hash(path: Path) -> str:
     """Hash over the names and sizes of the files below `path` (its own, if it is a file): new raw data, new run."""
-    files = [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
-    listing = sorted((str(file.relative_to(path.parent)), file.stat().st_size) for file in files)
-    return sha256_bytes(canonical_json([path.name, *listing]))
+    if path.is_file():
+        return sha256_bytes(canonical_json([path.name, path.stat().st_size]))
+    digest = hashlib.sha256(canonical_json(path.name))
+    for name, size in _files(str(path), ""):
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """(name below the root, bytes) of every file, in the order of the names; half a million a few seconds."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.is_dir():
+            yield from _files(entry.path, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name, entry.stat().st_size
 
 
 def _replace(tree: Any, dotted: str, value: str) -> None:

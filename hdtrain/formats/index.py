@@ -1,7 +1,9 @@
 """`index.parquet`: one row a sample, rejected ones included."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -24,16 +26,40 @@ SCHEMA = pa.schema(
         ("shard", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("pixels_id", pa.string()),
     ]
 )
-"""`status`: ok, rejected (unreadable or refused by rule), unused (readable, not drawn) or background (no tissue)."""
+"""`status`: ok, rejected (unreadable, refused by rule, or a duplicate), unused (readable, not drawn) or background (no
+tissue). `pixels_id`: digest of the pixels that turned and mirrored copies share, to find them across data sets."""
+
+
+class IndexWriter:
+    """Write an index table by table; leaving the `with` block publishes it, an exception leaves nothing behind."""
+
+    def __init__(self, path: Path):
+        self._stack = contextlib.ExitStack()
+        self._path = path
+
+    def __enter__(self) -> "IndexWriter":
+        stream = self._stack.enter_context(atomic_file(self._path))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(stream, SCHEMA))
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows of the schema."""
+        self._writer.write_table(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
 
 def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows (missing fields become null) atomically."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-    with atomic_file(path) as stream:
-        pq.write_table(table, stream)
+    with IndexWriter(path) as writer:
+        writer.write(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:

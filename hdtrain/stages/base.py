@@ -11,7 +11,7 @@ from hdtrain.distributed.world import World
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.fingerprint import fingerprint, read_parents
 from hdtrain.formats.manifest import FieldSpec, Manifest, ParentEntry, ShardEntry, publish, relative
-from hdtrain.formats.provenance import git_commit
+from hdtrain.formats.provenance import git_commit, read_run_json
 from hdtrain.formats.run_dir import RunDir
 
 
@@ -32,7 +32,8 @@ class StageContext:
         run = RunDir(directory)
         config = validate(STAGES[stage].config, read_yaml(run.config), str(run.config))
         parents = read_parents(config, str(run.config))
-        context = cls(stage, run, parents, fingerprint(stage, config, parents), World.from_environment())
+        prepared = read_run_json(run).get("fingerprint") or fingerprint(stage, config, parents)
+        context = cls(stage, run, parents, prepared, World.from_environment())
         return config, context
 
     def manifest_of(self, directory: Path) -> Manifest:

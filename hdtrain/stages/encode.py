@@ -1,16 +1,21 @@
 """`hdtrain encode CONFIG --out RUN`: the posterior's mean and std of every image, exactly once, one part a shard."""
 
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from hdtrain.config.training import EncodeConfig
-from hdtrain.data.images import iterate_shard, labelled_classes
+from hdtrain.data.broken import BrokenSamples
+from hdtrain.data.exactly_once import ShardByShard, iterate_shard
+from hdtrain.data.images import labelled_classes
 from hdtrain.distributed.collectives import barrier, device, use_reproducible_kernels
+from hdtrain.distributed.transfer import to_device
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.records import write_record_shard
-from hdtrain.formats.shards import ShardReader, is_complete, open_shards, shard_entry
+from hdtrain.formats.shards import ShardReader, Sidecar, is_complete, shard_entry, sidecar_path
 from hdtrain.models.autoencoder import PublishedAutoencoder, load_autoencoder, to_unit_range
 from hdtrain.progress import Progress
 from hdtrain.stages.base import StageContext
@@ -22,46 +27,81 @@ def run(config: EncodeConfig, context: StageContext) -> None:
     use_reproducible_kernels()
     published = load_autoencoder(config.vae, device())
     datasets = datasets_of(context, config.images)
-    shards = [shard for path, manifest in datasets for shard in open_shards(path, manifest)]
-    parts = [(shard, context.run.shards / f"latents-{i:06d}.tar") for i, shard in enumerate(shards)]
-    mine = [(shard, part) for shard, part in context.world.share(parts) if not is_complete(part)]
-    total = sum(shard.sidecar.samples for shard, _ in mine) * (2 if config.flips else 1)
-    with Progress("encode", total, enabled=context.world.is_main) as progress:
-        for shard, part in mine:
-            records, keys, labels = [], [], []
-            for moments, batch_keys, batch_labels in _encode(shard, published, config):
-                records.append(moments)
-                keys += batch_keys
-                labels += batch_labels
-                progress.update(len(batch_keys))
-            write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member)
+    shards = ShardByShard(datasets, config)
+    parts = [context.run.shards / f"latents-{number:06d}.tar" for number in range(len(shards))]
+    todo = [number for number in context.world.share(range(len(shards))) if not is_complete(parts[number])]
+    broken = BrokenSamples(sum(shards.samples), config.max_failed_share)
+    views = 2 if config.flips else 1
+    with Progress("encode", views * sum(shards.samples[n] for n in todo), enabled=context.world.is_main) as progress:
+        for number, shard in shards.each(todo):
+            _encode_shard(shard.reader, parts[number], published, config, broken, progress)
     barrier()
-    if context.world.is_main:
-        entries = [shard_entry(part, context.run.path) for _, part in parts]
-        spec = FieldSpec(dtype="float16", shape=[2, *published.codec.latent_shape], layout="mean,std CHW, unscaled")
-        context.publish(
-            fields={"moments": spec},
-            shards=entries,
-            classes=labelled_classes(datasets) if all(m.classes for _, m in datasets) else None,
-            split=datasets[0][1].split,
-            info={
-                "encoder_id": published.encoder_id,
-                "latent_scale": published.info["latent_scale"],
-                "flips": config.flips,
-                "resolution": published.codec.resolution,
-            },
-        )
-        print(f"encoded {sum(entry.samples for entry in entries):,} latents in {len(entries)} shards")
+    if not context.world.is_main:
+        return
+
+    failed = _failed(parts, broken)
+    entries = [shard_entry(part, context.run.path) for part in parts]
+    spec = FieldSpec(dtype="float16", shape=[2, *published.codec.latent_shape], layout="mean,std CHW, unscaled")
+    context.publish(
+        fields={"moments": spec},
+        shards=entries,
+        classes=labelled_classes(datasets) if all(m.classes for _, m in datasets) else None,
+        split=datasets[0][1].split,
+        info={
+            "encoder_id": published.encoder_id,
+            "latent_scale": published.info["latent_scale"],
+            "flips": config.flips,
+            "resolution": published.codec.resolution,
+            "failed": failed,
+        },
+    )
+    skipped = "".join(f"; skipped {count:,} images: {reason}" for reason, count in failed.items())
+    print(f"encoded {sum(entry.samples for entry in entries):,} latents in {len(entries)} shards{skipped}")
+
+
+def _encode_shard(
+    reader: ShardReader,
+    part: Path,
+    published: PublishedAutoencoder,
+    config: EncodeConfig,
+    broken: BrokenSamples,
+    progress: Progress,
+) -> None:
+    """One part: the latents of the images that can be decoded, and how many cannot."""
+    records = [np.empty((0, 2, *published.codec.latent_shape), np.float16)]
+    keys: list[str] = []
+    labels: list[int | None] = []
+    for moments, batch_keys, batch_labels in _encode(reader, published, config, broken):
+        records.append(moments)
+        keys += batch_keys
+        labels += batch_labels
+        progress.update(len(batch_keys))
+    failed = broken.by_reason(reader.path)
+    write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed)
 
 
 @torch.no_grad()
 def _encode(
-    shard: ShardReader, published: PublishedAutoencoder, config: EncodeConfig
+    reader: ShardReader, published: PublishedAutoencoder, config: EncodeConfig, broken: BrokenSamples
 ) -> Iterator[tuple[np.ndarray, list[str], list[int | None]]]:
     codec, resize = published.codec, published.info["resize"]
-    for batch in iterate_shard(shard, config.batch_size, codec.resolution, resize, config.threads):
+    for batch in iterate_shard(reader, config.batch_size, codec.resolution, resize, config.threads, broken):
         labels = [None if label < 0 else int(label) for label in batch.labels]
-        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        x = to_unit_range(to_device(batch.images))
         for suffix, view in (("", x), *((("-flip", x.flip(3)),) if config.flips else ())):
             moments = torch.stack(codec.moments(view), dim=1)
             yield moments.half().cpu().numpy(), [key + suffix for key in batch.keys], labels
+
+
+def _failed(parts: list[Path], broken: BrokenSamples) -> dict[str, int]:
+    """Images that gave no latent, by reason, over all ranks and attempts.
+
+    Raises:
+        DataError: there are more than `max_failed_share` allows.
+    """
+    failed: Counter[str] = Counter()
+    for part in parts:
+        failed.update(Sidecar.read(sidecar_path(part)).failed)
+    if failed.total() > broken.limit:
+        raise broken.too_many(failed.total(), "the logs of the attempts name them")
+    return dict(failed.most_common())

@@ -19,7 +19,7 @@ def run(config: TrainLdmConfig, context: StageContext) -> None:
     vae_manifest = context.manifest_of(config.vae)
     check_same_latent_space(f"latents {config.latents}", space, config.vae, manifest_latent_space(vae_manifest))
     with training(config, context, config.seed) as plan:
-        source = TrainingLatents(config.latents, latents, config.seed)
+        source = TrainingLatents([(config.latents, latents)], config.seed)
         codec = load_autoencoder(config.vae, device()).codec
         unet = build_denoiser(config.preset, codec.latent_shape[0], codec.latent_shape[1])
         task = DiffusionTask(unet, codec, config, plan)

@@ -1,5 +1,7 @@
 """`hdtrain verify CONFIG --out RUN`: check published image shards byte by byte. Needs no torch and no GPU."""
 
+import shutil
+
 from hdtrain.config.shards import VerifyConfig
 from hdtrain.stages.base import StageContext
 from sharding.verify import verify
@@ -7,8 +9,11 @@ from sharding.verify import verify
 
 def run(config: VerifyConfig, context: StageContext) -> None:
     """Check the shards and publish kind `verification`; every problem is in the one ShardError."""
+    others = [(path, context.manifest_of(path)) for path in config.disjoint_from]
+    figures = verify(config, context.manifest_of(config.images), others, context.run.work, context.world)
     if not context.world.is_main:
         return
-    figures = verify(config.images, context.manifest_of(config.images), decode_images=config.decode)
     context.publish(info=figures)
-    print(f"verify: {figures['num_samples']} samples in {figures['num_shards']} shards are whole")
+    shutil.rmtree(context.run.work)
+    looked = "" if figures["num_looked_at"] == figures["num_samples"] else f" ({figures['num_looked_at']:,} looked at)"
+    print(f"verify: {figures['num_samples']:,} samples{looked} in {figures['num_shards']:,} shards are whole")

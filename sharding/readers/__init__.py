@@ -1,48 +1,65 @@
 """One file a layout. `open_source` finds the right one."""
 
-from hdtrain.config.shards import SourceConfig
+from itertools import islice
+
+from hdtrain.config.shards import Layout, SourceConfig
 from hdtrain.errors import DataError
 from sharding.images import Alpha
-from sharding.readers import class_folders, flat, slide
-from sharding.readers.files import Reader, Source, has_images, image_files, subfolders
+from sharding.readers.base import Reader, Source
+from sharding.readers.class_folders import ClassFolderReader
+from sharding.readers.flat import FlatReader
+from sharding.readers.hdf5 import Hdf5Reader
+from sharding.readers.look import recognise
+from sharding.readers.pannuke import NpyReader
+from sharding.readers.parquet import ParquetReader
+from sharding.readers.slide import SlideReader
+from sharding.readers.tcga import TcgaReader
+from sharding.readers.webdataset import WebDatasetReader
 
-__all__ = ["Reader", "open_source"]
+__all__ = ["Reader", "open_source", "recognise"]
 
-_LAYOUTS = {"class-folders": class_folders.read, "flat": flat.read, "slide": slide.read}
+_READERS: dict[Layout, type[Reader]] = {
+    "class-folders": ClassFolderReader,
+    "flat": FlatReader,
+    "hdf5": Hdf5Reader,
+    "pannuke": NpyReader,
+    "parquet": ParquetReader,
+    "slide": SlideReader,
+    "tcga": TcgaReader,
+    "webdataset": WebDatasetReader,
+}
+PATTERN_NAMES, PATTERN_UNITS = 1000, 100
+"""How far a pattern is tried before it is refused."""
 
 
 def open_source(config: SourceConfig, alpha: Alpha = "white") -> Reader:
-    """Open a source; nothing is decoded before its candidates are loaded.
+    """Open a source; nothing is decoded, and with a named layout next to nothing is read.
 
     Raises:
-        DataError: missing path, no images, no or empty class folders, a bad pattern, or a layout that is not plain.
+        DataError: missing path, a bad pattern, or (`auto`) a layout that is not plain; `units` of the reader raises for
+            what cannot be read as its layout.
     """
-    if not config.path.exists():
-        raise DataError(f"{config.path}: no such file or folder (source '{config.name or config.path.name}')")
     source = Source(config, alpha)
-    layout = _look(config) if config.layout == "auto" else config.layout
-    if layout == "class-folders" and not config.path.is_dir():
-        raise DataError(f"{config.path}: a file; layout class-folders expects a folder with one sub-folder a class")
-    reader = _LAYOUTS[layout](source)
-    if source.pattern and not any(source.fields(candidate.file) for candidate in reader):
-        raise DataError(f"source '{source.name}': pattern '{config.pattern}' matches no file name in {config.path}")
+    try:
+        config.path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{config.path}: no such file or folder (source '{config.name or config.path.name}')") from None
+    except OSError as error:
+        raise DataError(f"{config.path}: unreadable: {error.strerror} (source '{source.name}')") from None
+    reader = _READERS[recognise(config.path) if config.layout == "auto" else config.layout](source)
+    if source.pattern:
+        _check_pattern(reader)
     return reader
 
 
-def _look(config: SourceConfig) -> str:
-    root = config.path
-    if root.is_file():
-        return "slide" if root.suffix.lower() in slide.SLIDE_SUFFIXES else "flat"
-    if any(path.suffix.lower() == ".svs" for path in image_files(root, slide.SLIDE_SUFFIXES)):
-        return "slide"
-    direct, below = has_images(root), [folder for folder in subfolders(root) if has_images(folder)]
-    if direct and not below:
-        return "flat"
-    if below and not direct:
-        return "class-folders"
-    if next(image_files(root), None) is None:
-        return "flat"
-    what = "images both in the folder and below it" if direct else "images only two or more folders down"
-    raise DataError(
-        f"{root}: {what}; say layout: flat or layout: class-folders, or name the folder that holds the classes"
-    )
+def _check_pattern(reader: Reader) -> None:
+    """Raise DataError where the pattern finds nothing in the first names; as a rule the first one settles it."""
+    source, names = reader.source, set[str]()
+    for unit in islice(reader.units(), PATTERN_UNITS):
+        for item in islice(reader.read(unit), PATTERN_NAMES - len(names)):
+            if source.fields(item.path):
+                return
+            names.add(item.path)
+    if names:
+        which = f"none of the first {len(names):,} file names" if len(names) == PATTERN_NAMES else "no file name"
+        raise DataError(f"source '{source.name}': pattern '{source.config.pattern}' matches {which} in {source.path}")

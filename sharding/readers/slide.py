@@ -1,107 +1,131 @@
-"""`slide`: tiles of whole-slide images (.svs, .tif, .tiff), read by tifffile at the baseline level.
-
-Only the segments under a tile are decoded, so a slide need not fit in memory. JPEG and JPEG 2000 (Aperio's own
-compression codes too) are decoded through imagecodecs.
-"""
+"""`slide`: tiles of whole-slide images, one unit a slide; see `docs/slides.md`."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from hdtrain.errors import DataError
-from sharding.candidate import Candidate
-from sharding.images import Pixels, UnusableError
-from sharding.readers.files import Reader, Source, image_files
-from sharding.tiles import CACHE, file_state
+from sharding.images import UnusableError
+from sharding.inputs import Broken, Input
+from sharding.readers.base import Reader, Unit, as_text, file_state
+from sharding.slides import open_slide
+from sharding.slides.files import SLIDE_SUFFIXES, VENDOR_SUFFIXES, parts_of, slide_files
+from sharding.slides.tissue import TissueMask
+from sharding.slides.vendor import INSTALL, openslide_module
+from sharding.slides.view import View
+from sharding.tiles import Tile
 
-SLIDE_SUFFIXES = frozenset({".svs", ".tif", ".tiff"})
-_WHITE = 255
+__all__ = ["SLIDE_SUFFIXES", "SlideReader"]
+
+_TCGA_PATIENT = re.compile(r"TCGA-\w\w-\w{4}(?!\w)")
+_SLIDES_TO_MEASURE = 8
 
 
-def read(source: Source) -> Reader:
-    """Open the source: one slide file, or a folder with slides at any depth.
+class SlideReader(Reader):
+    """One slide file, or a folder with slides at any depth."""
 
-    Raises:
-        DataError: there is no slide.
-    """
-    root = source.config.path
-    files = [root] if root.is_file() else list(image_files(root, SLIDE_SUFFIXES))
-    if not files or files[0].suffix.lower() not in SLIDE_SUFFIXES:
-        raise DataError(f"{root}: no slides; expected files ending in {', '.join(sorted(SLIDE_SUFFIXES))}")
+    def units(self) -> Iterator[Unit]:
+        """A unit a slide, in the order of names; other images are units too, to be refused.
 
-    def candidates() -> Iterator[Candidate]:
+        `num_inputs` is estimated from the file's size by the first slide that opens.
+
+        Raises:
+            DataError: there is no slide, or OpenSlide is needed and not installed.
+        """
+        root = self.source.path
+        files = [root] if root.is_file() else list(slide_files(root))
+        slides = [file for file in files if file.suffix.lower() in SLIDE_SUFFIXES]
+        if not slides:
+            raise DataError(f"{root}: no slides; expected files ending in {', '.join(sorted(SLIDE_SUFFIXES))}")
+        self._check_openslide(slides)
+        density = self._tiles_per_byte(slides)
         for file in files:
-            try:
-                state = file_state(file)
-                page = _baseline(file, state)
-            except UnusableError as error:
-                yield source.broken(file, None, str(error))
-                continue
-            found = re.search(r"MPP\s*=\s*([0-9]*\.?[0-9]+)", page.description)
-            mpp = float(found[1]) if found else source.config.mpp
-            yield from source.tiles(file, None, SlideRaster(file, state), page.imagewidth, page.imagelength, mpp=mpp)
+            path = "" if file == root else file.relative_to(root).as_posix()
+            is_slide = file.suffix.lower() in SLIDE_SUFFIXES
+            yield Unit(path, num_inputs=max(1, round(density * _num_bytes(file))) if is_slide else 1)
 
-    return Reader(source, None, candidates)
+    def state(self, unit: Unit) -> Any:
+        """Size and time of change of the slide and of every file that belongs to it."""
+        file = self._file(unit)
+        return [file_state(file), *([part.name, file_state(part)] for part in parts_of(file))]
 
-
-@dataclass(frozen=True, slots=True)
-class SlideRaster:
-    """The baseline level of a slide; safe to share between threads."""
-
-    path: Path
-    state: tuple[int, int] | None
-
-    def read(self, left: int, top: int, size_px: int) -> Pixels:
-        """The uint8 RGB square at (left, top); segments absent from the file are white."""
-        page = _baseline(self.path, self.state)
-        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-        columns = -(-page.imagewidth // width)
-        tile = np.empty((size_px, size_px, 3), np.uint8)
-        for row in range(top // height, (top + size_px - 1) // height + 1):
-            for column in range(left // width, (left + size_px - 1) // width + 1):
-                segment = self._segment(page, row * columns + column)
-                y, x = row * height - top, column * width - left
-                target = tile[max(y, 0) : y + height, max(x, 0) : x + width]
-                target[:] = segment[max(-y, 0) :, max(-x, 0) :][: target.shape[0], : target.shape[1]]
-        return tile
-
-    def _segment(self, page: Any, index: int) -> Pixels:
-        return CACHE.get((self, index), lambda: self._decode(page, index))
-
-    def _decode(self, page: Any, index: int) -> Pixels:
-        size = page.databytecounts[index]
+    def read(self, unit: Unit) -> Iterator[Input]:
+        """Every tile that lies wholly inside the slide, row by row; a single broken input for a slide without any."""
+        file = self._file(unit)
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(page.dataoffsets[index])
-                data = stream.read(size)
-            if len(data) < size:
-                raise UnusableError("truncated or damaged")
-            segment, _, shape = page.decode(data or None, index, jpegtables=page.jpegtables)
-        except (UnusableError, MemoryError, OSError):
-            raise
-        except Exception as error:
-            raise UnusableError("truncated or damaged") from error
-        return np.full(shape[1:], _WHITE, np.uint8) if segment is None else segment[0]
+            view = self._view(file)
+        except UnusableError as error:
+            path = self._path(unit)
+            yield Input(path, _stem(path), Broken(str(error)), **self._fields(path))
+            return
+        yield from self._tiles(self._path(unit), view)
+
+    def _file(self, unit: Unit) -> Path:
+        return self.source.path / unit.path if unit.path else self.source.path
+
+    def _path(self, unit: Unit) -> str:
+        return as_text(unit.path or self.source.path.name)
+
+    def _fields(self, path: str) -> dict[str, Any]:
+        stem = _stem(path).rpartition("/")[2]
+        patient = _TCGA_PATIENT.match(stem)
+        known = {"slide": stem, "patient": patient[0] if patient else None, "mpp": self.source.config.mpp}
+        return known | self.source.fields(path)
+
+    def _view(self, file: Path) -> View:
+        config = self.source.config
+        if file.suffix.lower() not in SLIDE_SUFFIXES:
+            raise UnusableError(f"not a slide: {file.suffix.lower()} file")
+        view = View.of(open_slide(file, config.slide_reader), config.target_mpp, config.mpp)
+        if min(view.width, view.height) < config.tile_px:
+            raise UnusableError(f"smaller than a tile of {config.tile_px} px")
+        return view
+
+    def _tiles(self, path: str, view: View) -> Iterator[Input]:
+        size_px, stride_px = self.source.config.tile_px, self.source.config.stride_px or self.source.config.tile_px
+        step_x, step_y = view.step
+        fields, stem = self._fields(path) | {"mpp": view.mpp}, _stem(path)
+        origin = fields.pop("x", 0), fields.pop("y", 0)
+        min_tissue = self.source.config.min_tissue
+        mask = TissueMask.of(view.source.slide, size_px * min(view.step)) if min_tissue > 0 else None
+        lefts = np.arange(0, view.width - size_px + 1, stride_px)
+        for top in range(0, view.height - size_px + 1, stride_px):
+            empty = np.zeros(len(lefts), np.bool_)
+            if mask:
+                shares = mask.shares(top * step_y, (top + size_px) * step_y, lefts * step_x, size_px * step_x)
+                empty = mask.is_background(shares, min_tissue)
+            for left, is_background in zip(lefts.tolist(), empty.tolist(), strict=True):
+                x, y = round(left * step_x), round(top * step_y)
+                tile = Tile(view, left, top, size_px)
+                place = {"x": origin[0] + x, "y": origin[1] + y, "tail": f"_x{x}_y{y}"}
+                yield Input(path, stem, tile, **fields, **place, is_background=is_background)
+
+    def _check_openslide(self, slides: list[Path]) -> None:
+        reader = self.source.config.slide_reader
+        for file in slides:
+            wanted = reader == "openslide" or (reader == "auto" and file.suffix.lower() in VENDOR_SUFFIXES)
+            if wanted and openslide_module() is None:
+                raise DataError(f"{file}: needs OpenSlide, which is not installed; {INSTALL}")
+
+    def _tiles_per_byte(self, slides: list[Path]) -> float:
+        size_px, stride_px = self.source.config.tile_px, self.source.config.stride_px or self.source.config.tile_px
+        for file in slides[:_SLIDES_TO_MEASURE]:
+            try:
+                view = self._view(file)
+            except UnusableError:
+                continue
+            columns, rows = ((side - size_px) // stride_px + 1 for side in (view.width, view.height))
+            return columns * rows / _num_bytes(file)
+        return 0.0
 
 
-@lru_cache(maxsize=128)
-def _baseline(path: Path, state: tuple[int, int] | None) -> Any:
-    """The first page of a TIFF, its tags read and its file closed again; `state` keeps a changed file apart."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page: Any = tiff.pages[0]
-            usable = page.dtype == np.uint8 and page.samplesperpixel == 3 and page.planarconfig == 1
-            page.decode, page.jpegtables, page.dataoffsets, page.databytecounts  # noqa: B018  read while it is open
-    except OSError as error:
-        raise UnusableError(f"unreadable: {error.strerror}") from None
-    except Exception as error:
-        raise UnusableError("truncated or damaged") from error
-    if not usable:
-        raise UnusableError(f"unsupported mode: {page.dtype} slide of {page.samplesperpixel} samples")
-    return page
+def _stem(path: str) -> str:
+    return path[: path.rindex(".")] if "." in path.rpartition("/")[2] else path
+
+
+def _num_bytes(file: Path) -> int:
+    sizes = [state[0] for part in (file, *parts_of(file)) if (state := file_state(part))]
+    return max(1, sum(sizes))

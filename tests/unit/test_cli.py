@@ -96,7 +96,8 @@ def test_the_resolved_config_holds_absolute_paths_and_every_default(shard, tmp_p
 
 
 def test_what_the_stage_prints_is_kept_in_a_log_of_the_attempt(shard, tmp_path):
-    shutil.rmtree(tmp_path / "raw")
+    for image in (tmp_path / "raw").rglob("*.png"):
+        image.write_bytes(b"")
     error = shard(code=2)
     log = tmp_path / "shards" / "logs" / "001.log"
     message = log.read_text().strip().splitlines()[-1]
@@ -142,3 +143,22 @@ def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, t
         lock.write("4711")
         lock.flush()
         assert "shards is in use by process 4711" in shard(code=2).err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file/run", "file/run cannot be made"),
+        ("raw", "raw lies in the raw data of sources.0.path"),
+        ("raw/run", "raw/run lies in the raw data of sources.0.path"),
+        ("", "expected a folder, got nothing"),
+    ],
+)
+def test_an_out_that_cannot_be_is_refused_and_nothing_is_written(cli, make_images, tmp_path, out, message):
+    make_images("raw", 3)
+    (tmp_path / "file").write_text("")
+    before = sorted(path.name for path in tmp_path.rglob("*") if not path.name.startswith(".lock"))
+    done = cli("shard", "sources=[{path: raw}]", "--out", out, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*") if not path.name.startswith(".lock")) == before

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from hdtrain import cli
 from hdtrain.config.load import read_yaml, validate
+from hdtrain.config.shards import Columns
 from hdtrain.config.stages import STAGES
 from hdtrain.config.training import (
     BatchConfig,
@@ -39,6 +40,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "engine": EngineConfig,
     "reader": ReaderConfig,
     "schedule": NoiseScheduleConfig,
+    "columns": Columns,
 }
 
 
@@ -99,7 +101,7 @@ def check_recipe(path: Path, folder: Path) -> None:
     try:
         load_recipe(path, [f"{name}={folder}" for name in needed], out=folder / "runs")
     except ConfigError as error:
-        problems = [problem for problem in error.problems if ": no such file: " not in problem]
+        problems = [problem for problem in error.problems if ": no such file" not in problem]
     assert not problems
 
 

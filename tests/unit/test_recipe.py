@@ -26,6 +26,8 @@ VAE = {
 def recipe(tmp_path, monkeypatch):
     """Write a recipe of the stages given; relative paths are then below tmp_path."""
     monkeypatch.chdir(tmp_path)
+    for folder in ("raw", "a/b", "sizes/8"):
+        Path(folder).mkdir(parents=True)
 
     def write(stages: dict, **more: object) -> Path:
         tree = {"name": "test", "variables": {"data": "raw", "images": 8}, "stages": stages, **more}
@@ -61,7 +63,8 @@ def test_a_variable_keeps_its_type_and_the_command_line_has_the_last_word(recipe
 
 def test_a_variable_inside_a_longer_string_is_put_in_and_a_list_is_not(recipe, tmp_path):
     path = recipe({"shards": {"stage": "shard", "config": {"sources": [{"path": "${data}/${images}"}]}}})
-    assert load_recipe(path).nodes[0].config.sources[0].path == tmp_path / "raw/8"
+    found = load_recipe(path, ["data=sizes"]).nodes[0].config.sources[0].path
+    assert found == tmp_path / "sizes/8"
     assert problems(path, "images=[1, 2]") == [
         "stages.shards.config.sources.0.path: variable 'images' is a list or mapping inside a longer string"
     ]
@@ -135,9 +138,22 @@ def test_data_sets_below_a_select_node_are_images_and_below_others_are_refused(r
     stages |= {"below": {"stage": "verify", "config": {"images": "@shards/x"}}}
     bare, below = problems(recipe(stages))
     assert bare.endswith(
-        "publishes selection, expected images; name one of its data sets, such as '@chosen/selective-1'"
+        "publishes selection, expected images; name one of its data sets, such as '@chosen/selective-0.5'"
     )
     assert below == "below: images: '@shards/x': node 'shards' (shard) has no such data set for this key"
+
+
+def test_splits_are_data_sets_below_their_node(recipe):
+    config = {**SHARDS["config"], "splits": {"shares": {"train": 0.8, "test": 0.2}, "by": "sample"}}
+    nodes = {"cut": {"stage": "shard", "config": config}}
+    check = {"stage": "verify", "config": {"images": "@cut/train", "disjoint_from": ["@cut/test"]}}
+    assert load_recipe(recipe({**nodes, "check": check})).nodes[-1].config.images.name == "train"
+    wrong = {name: {"stage": "verify", "config": {"images": f"@{name}"}} for name in ("cut", "cut/val")}
+    bare, below = problems(recipe({**nodes, "bare": wrong["cut"], "below": wrong["cut/val"]}))
+    assert bare.endswith(
+        "'@cut' (shard) publishes 2 data sets, expected images; name one of its data sets, such as '@cut/train'"
+    )
+    assert below.endswith("node 'cut' (shard) has no such data set for this key; it has train, test")
 
 
 def test_a_recipe_runs_skips_what_is_done_and_redoes_what_a_change_touches(recipe, hdtrain, make_images, tmp_path):
@@ -171,7 +187,8 @@ def test_a_mistake_found_by_the_stage_does_not_cost_the_published_run(recipe, hd
     hdtrain("run", path)
     tar = next((tmp_path / "runs/test/shards/shards").glob("*.tar"))
     inode = tar.stat().st_ino
-    hdtrain("run", path, "data=nowhere", code=2)
+    make_images("empty", {"a": 1, "b": 0})
+    assert "empty class 'b'" in hdtrain("run", path, "data=empty", code=2).out
     hdtrain("run", path)
     assert tar.stat().st_ino == inode
 
@@ -185,8 +202,14 @@ def test_only_a_node_whose_parent_is_missing_says_so(recipe, hdtrain):
     assert "--only: no node 'cheked'; did you mean 'checked'?" in error
 
 
+def test_raw_data_that_is_not_there_is_named_before_anything_runs(recipe, hdtrain, tmp_path):
+    error = hdtrain("run", recipe({"shards": SHARDS}), "--dry-run", "data=nowhere", code=2).err
+    assert f"shards: sources.0.path: no such file or folder: {tmp_path / 'nowhere'}" in error
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_failing_stage_stops_the_recipe_and_names_what_was_not_run(recipe, hdtrain, tmp_path):
-    done = hdtrain("run", recipe({"checked": VERIFY, "shards": SHARDS}), code=2)  # there is no folder `raw`
+    done = hdtrain("run", recipe({"checked": VERIFY, "shards": SHARDS}), code=2)
     assert f"shards (shard) failed (2); its log: {tmp_path}/runs/test/shards/logs/001.log" in done.err
     assert "not run: checked" in done.err
     assert "error: " in done.out

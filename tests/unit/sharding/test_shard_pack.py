@@ -76,7 +76,7 @@ def test_the_number_of_threads_does_not_matter(make_images: MakeImages, tmp_path
     source = {"path": raw, "tile_images": True, "tile_px": 16, "stride_px": 8}
     config = ShardConfig.model_validate({"sources": [source], "samples_per_shard": 50, "max_failed_share": 0.1})
     for threads in (1, 5):
-        sharding.pack.pack(config, RunDir(tmp_path / str(threads)), threads)
+        sharding.pack.pack(config, RunDir(tmp_path / str(threads)), threads=threads)
     assert Run(tmp_path / "1").files == Run(tmp_path / "5").files
 
 
@@ -122,7 +122,7 @@ def test_a_run_that_goes_on_does_not_decode_its_input_again(
 
     config = {"sources": [{"path": str(make_images("raw", 9))}], "samples_per_shard": 3}
     with monkeypatch.context() as patch:
-        patch.setattr(sharding.pack, "plan", die)
+        patch.setattr(sharding.pack, "make_plan", die)
         with pytest.raises(KeyboardInterrupt):
             pack("out", **config)
     with monkeypatch.context() as patch:
@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_after_its_input_changed_keeps_nothing_stale(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharding.pack, "write_index", die)
+        patch.setattr(sharding.pack, "write_indices", die)
         with pytest.raises(KeyboardInterrupt):
             pack("out", **config)
     Image.fromarray(noise(seed=5)).save(raw / "004.png")
@@ -154,13 +154,13 @@ def test_a_file_that_changes_between_the_passes_stops_the_run_and_leaves_no_half
     pack: Pack, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     raw = make_images("raw", 9)
-    choose = sharding.pack.choose
+    make_plan = sharding.pack.make_plan
 
-    def change(*args: object) -> None:
+    def change(*args: object) -> object:
         Image.fromarray(noise(seed=5)).save(raw / "004.png")
-        choose(*args)  # type: ignore[arg-type]
+        return make_plan(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sharding.pack, "choose", change)
+    monkeypatch.setattr(sharding.pack, "make_plan", change)
     with pytest.raises(DataError, match=r"004\.png: changed since the survey"):
         pack("out", sources=[{"path": str(raw)}])
     assert not list((tmp_path / "out").rglob("*.tmp"))
