@@ -9,6 +9,7 @@ all 8 orientations follow from one.
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,16 @@ from scipy.fft import dctn
 
 from sharding.images import Pixels
 
+T = TypeVar("T", bound=np.generic)
 DIGEST_BYTES = 16
 SYMMETRIES = 8
+_CORNER_PX = 16
 _SIDE = 8
 _HASHED_SIZE_PX = 32
 _MAX_PAIRS = 1 << 22
 
 
-def turn(pixels: Pixels, symmetry: int) -> Pixels:
+def turn(pixels: NDArray[T], symmetry: int) -> NDArray[T]:
     """A view of (h, w, …) in one of 8 orientations: rows (bit 0) and columns (1) reversed, then transposed (2)."""
     view = pixels[:: -1 if symmetry & 1 else 1, :: -1 if symmetry & 2 else 1]
     return view.swapaxes(0, 1) if symmetry & 4 else view
@@ -33,22 +36,34 @@ def turn(pixels: Pixels, symmetry: int) -> Pixels:
 def canonical_digest(pixels: Pixels) -> tuple[bytes, int]:
     """The digest that all 8 orientations of uint8 (h, w, 3) share, and the symmetry that brings these pixels there.
 
-    The orientation is chosen by the sums of the four quadrants, so that one alone has to be hashed; of those that tie
-    (an image that is itself symmetric) the smallest digest counts.
+    The orientation is the one with the least sums over the four corners, and if these tie over the four quadrants, so
+    that as a rule one alone has to be hashed; of those that still tie (an image that is itself symmetric) the smallest
+    digest counts.
     """
-    top, left = pixels.shape[0] // 2, pixels.shape[1] // 2
-    halves = np.stack([pixels[:top], pixels[-top:]]).sum(1, dtype=np.uint32)
-    quadrants = np.stack([halves[:, :left], halves[:, -left:]], axis=1).sum(2, dtype=np.uint64)
     height, width = pixels.shape[:2]  # of an oblong only the four orientations in which it stands
-    upright = [s for s in range(SYMMETRIES) if height == width or (height < width) == bool(s & 4)]
-    sums = {s: turn(quadrants, s).ravel().tolist() for s in upright}  # type: ignore[arg-type]
-    least = min(sums.values())
-    return min((_digest(turn(pixels, s)), s) for s in upright if sums[s] == least)
+    tied = [s for s in range(SYMMETRIES) if height == width or (height < width) == bool(s & 4)]
+    for side in (_CORNER_PX, max(height, width)):
+        sums = _corner_sums(pixels, min(side, height // 2), min(side, width // 2))
+        turned = {s: turn(sums, s).ravel().tolist() for s in tied}
+        least = min(turned.values())
+        tied = [s for s in tied if turned[s] == least]
+        if len(tied) == 1:
+            break
+    return min((_digest(turn(pixels, s)), s) for s in tied)
+
+
+def _corner_sums(pixels: Pixels, height: int, width: int) -> NDArray[np.uint64]:
+    """Sums of the four corners of that size, (2, 2, 3)."""
+    halves = np.stack([pixels[:height], pixels[-height:]])
+    corners = np.stack([halves[:, :, :width], halves[:, :, -width:]], axis=1)
+    return corners.sum(2, dtype=np.uint32).sum(2, dtype=np.uint64)
 
 
 def _digest(pixels: Pixels) -> bytes:
-    digest = hashlib.sha256(np.ascontiguousarray(pixels).data)
-    digest.update(b"%d %d" % pixels.shape[:2])
+    """Plane by plane: a turned plane is copied three times as fast as turned pixels."""
+    digest = hashlib.sha256(b"%d %d" % pixels.shape[:2])
+    for channel in range(pixels.shape[2]):
+        digest.update(np.ascontiguousarray(pixels[..., channel]).data)
     return digest.digest()[:DIGEST_BYTES]
 
 

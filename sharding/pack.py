@@ -8,6 +8,8 @@ unit's part is kept while its input is the same, and a shard that is complete un
 
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ from sharding.survey import Surveyor, list_units, read_units
 from sharding.table import STATUS_NAMES, Rows, merge_parts
 from sharding.write import Writer, split_dir
 
+SAY_AFTER_SEC = 5.0
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -56,15 +60,9 @@ def pack(config: ShardConfig, run: RunDir, world: World | None = None, threads: 
         DataError: see `open_sources`, `make_plan`; or a file that changed since the survey.
     """
     world = world or World()
-    meeting = Rendezvous(run.work / "processes", world)
-    try:
-        meeting.join()
-        threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
-        with ThreadPoolExecutor(threads) as pool:
-            return _Packing(config, run, world, meeting, pool).run_all()
-    except BaseException as error:
-        meeting.fail(error)
-        raise
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+    with Rendezvous(run.work / "processes", world) as meeting, ThreadPoolExecutor(threads) as pool:
+        return _Packing(config, run, world, meeting, pool).run_all()
 
 
 @dataclass(frozen=True)
@@ -76,24 +74,31 @@ class _Packing:
     pool: ThreadPoolExecutor
 
     def run_all(self) -> list[Packed]:
+        started = time.monotonic()
         readers = open_sources(self.config)
         units_file, table = self.run.work / "units.json", self.run.work / "inputs.arrow"
         if self.world.is_main:
             list_units(readers, units_file)
         self.meeting.barrier("listed")
+        started = self._say("listed", started)
         num_units = self._survey(readers, units_file)
         self.meeting.barrier("surveyed")
+        started = self._say("surveyed", started)
         plan = None
         if self.world.is_main:
             merge_parts(_parts(self.run.work, num_units), table)
             plan = self._plan(Rows(table), readers)
         self.meeting.barrier("planned")
+        started = self._say("planned", started)
         names = [reader.source.name for reader in readers]
+        if plan is not None:
+            write_indices(self.run, Rows(table), plan, names)
+            self._say("indexed", started)
         self._write(Writer(Rows(table), self.config, names, self.run, self.pool))
         self.meeting.barrier("written")
+        self._say("written", started)
         if plan is None:
             return []
-        write_indices(self.run, Rows(table), plan, names)
         return _summary(Rows(table), plan, names, self.config, self.run)
 
     def _survey(self, readers: Sequence[Reader], units_file: Path) -> int:
@@ -127,6 +132,13 @@ class _Packing:
         total = sum(len(writer.rows_of(job)) for job in mine)
         with Progress(self._title("pack"), total, enabled=self.world.is_main) as progress:
             writer.write(mine, lambda: progress.update(1))
+
+    def _say(self, what: str, started: float) -> float:
+        """A line for long steps; returns the time."""
+        now = time.monotonic()
+        if self.world.is_main and now - started >= SAY_AFTER_SEC:
+            print(f"{what} in {now - started:.1f} s", file=sys.stderr)
+        return now
 
     def _title(self, what: str) -> str:
         return f"{what} (1 of {self.world.size} processes)" if self.world.size > 1 else what

@@ -96,16 +96,11 @@ class Resharding:
 
 def reshard(config: ReshardConfig, datasets: Sequence[tuple[Path, Manifest]], run: RunDir, world: World) -> list[Path]:
     """Write the new shards and their index; every process of `world` calls it. Returns the shards, in order."""
-    meeting = Rendezvous(run.work / "processes", world)
-    try:
-        meeting.join()
+    run.work.mkdir(parents=True, exist_ok=True)
+    with Rendezvous(run.work / "processes", world) as meeting:
         work = Resharding(config, datasets, run)
         if world.is_main:
-            run.work.mkdir(parents=True, exist_ok=True)
             work.write_index()
         work.write_share(world)
         meeting.barrier("written")
         return work.shards
-    except BaseException as error:
-        meeting.fail(error)
-        raise

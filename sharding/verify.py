@@ -48,17 +48,11 @@ def verify(
         ShardError: on rank 0, with one line for every problem found.
     """
     world = world or World()
-    meeting = Rendezvous(work / "processes", world)
-    try:
-        meeting.join()
-        threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
-        with ThreadPoolExecutor(threads) as pool:
-            _check_share(config, manifest, work, world, pool)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+    with Rendezvous(work / "processes", world) as meeting, ThreadPoolExecutor(threads) as pool:
+        _check_share(config, manifest, work, world, pool)
         meeting.barrier("checked")
         return _merge(config, manifest, others, work, world) if world.is_main else {}
-    except BaseException as error:
-        meeting.fail(error)
-        raise
 
 
 def _check_share(config: VerifyConfig, manifest: Manifest, work: Path, world: World, pool: ThreadPoolExecutor) -> None:

@@ -41,7 +41,7 @@ class SampleConfig(Config):
     batch_size: int = Field(32, ge=1)
     clip_latents: float | None = Field(None, gt=0)
     """Clamp the predicted scaled ẑ₀ (unit standard deviation) to ± this; None: no clamp, as published."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class GateConfig(Config):
@@ -69,7 +69,7 @@ class SelectConfig(Config):
     """Fewer candidates than asked pass the gates: `stop` with the counts, or `fill` with the nearest of the others."""
     batch_size: int = Field(64, ge=1)
     resolution: int = Field(256, ge=8)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @property
     def data_sets(self) -> list[str]:
@@ -111,7 +111,7 @@ class EvaluateConfig(Config):
     resolution: int = Field(256, ge=8)
     bootstrap_resamples: int = Field(2000, ge=100)
     kid_subset_size: int = Field(100, ge=2)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> "EvaluateConfig":

@@ -190,7 +190,7 @@ class TrainVaeConfig(_ReadsImages):
     """For the mean-reduced KL; the published 1e-6 belongs to the sum-reduced form."""
     adversarial: AdversarialConfig = AdversarialConfig()
     latent_stats_images: int = Field(10_000, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _whole_latents(self) -> "TrainVaeConfig":
@@ -243,7 +243,7 @@ class TrainLdmConfig(Config):
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
     ema: EmaConfig = EmaConfig()
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class ImageClassifier(_ReadsImages):
@@ -281,7 +281,14 @@ class TrainClassifierConfig(Config):
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"expected every seed once, got {value}")
+        return value
 
 
 class AdaptDecoderConfig(_ReadsImages):
@@ -297,4 +304,4 @@ class AdaptDecoderConfig(_ReadsImages):
     perceptual_weight: float = Field(1.0, ge=0)
     classifier_weight: float = Field(1.0, ge=0)
     """λ_CE."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from hdtrain.distributed.world import World
@@ -22,13 +23,33 @@ SAY_EVERY_SEC = 30.0
 
 
 class Rendezvous:
-    """`join` once, then `barrier` by name; every process must call the same ones in the same order."""
+    """`with Rendezvous(…) as meeting`, and in it `barrier` by name, the same ones in every process.
+
+    Rank 0 leaves the `with` block last, and may then remove the folder. An exception in one process's block ends the
+    waiting of all.
+    """
 
     def __init__(self, folder: Path, world: World):
         self.folder, self.world = folder, world
         self.session = uuid.uuid4().hex[:12] if world.is_main else ""
 
-    def join(self) -> None:
+    def __enter__(self) -> "Rendezvous":
+        try:
+            self._join()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+        elif self.world.size > 1:
+            self._leave()
+
+    def _join(self) -> None:
         """Meet all processes of this attempt."""
         if self.world.size == 1:
             return
@@ -69,6 +90,17 @@ class Rendezvous:
             write_json(self._path(name, self.world.rank), {})
             self._until(lambda: self._path(name, 0).exists(), f"the others at '{name}'")
             return
+        self._await_others(name)
+        write_json(self._path(name, 0), {})
+
+    def _leave(self) -> None:
+        """The others say that they need the folder no more; rank 0 waits for that."""
+        if self.world.is_main:
+            self._await_others("left")
+        else:
+            write_json(self._path("left", self.world.rank), {})
+
+    def _await_others(self, name: str) -> None:
         missing = set(self._others)
 
         def complete() -> bool:
@@ -76,9 +108,8 @@ class Rendezvous:
             return not missing
 
         self._until(complete, f"{len(missing)} processes at '{name}'")
-        write_json(self._path(name, 0), {})
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Tell the others, who would wait for ever."""
         if self.world.size > 1 and self.session:
             with contextlib.suppress(OSError):

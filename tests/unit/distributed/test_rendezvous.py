@@ -11,25 +11,27 @@ from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
 
 PROGRAM = """
-import sys, time
+import shutil, sys, time
 from pathlib import Path
 from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
 rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 pause, action = float(sys.argv[4]), sys.argv[5]
 time.sleep(pause)
-meeting = Rendezvous(folder / "meet", World(rank, size))
 try:
-    meeting.join()
-    (folder / f"first-{rank}").touch()
-    meeting.barrier("first")
-    seen = len(list(folder.glob("first-*")))
-    if action == "fail":
-        raise ValueError("the disk is on fire")
-    meeting.barrier("second")
+    with Rendezvous(folder / "meet", World(rank, size)) as meeting:
+        (folder / f"first-{rank}").touch()
+        meeting.barrier("first")
+        seen = len(list(folder.glob("first-*")))
+        if action == "fail":
+            raise ValueError("the disk is on fire")
+        if action == "late":
+            meeting._until = lambda done, what, until=meeting._until: (time.sleep(0.5), until(done, what))
+        meeting.barrier("second")
+    if action == "remove":
+        shutil.rmtree(folder / "meet")
     print(seen)
 except BaseException as error:
-    meeting.fail(error)
     print(error)
 """
 
@@ -64,11 +66,15 @@ def test_the_failure_of_one_ends_the_waiting_of_all(tmp_path: Path) -> None:
     assert said(processes) == ["the disk is on fire"] * 3
 
 
+def test_rank_0_leaves_last_so_that_it_may_remove_the_folder(tmp_path: Path) -> None:
+    processes = [start(tmp_path, 0, 3, action="remove"), start(tmp_path, 1, 3, action="late"), start(tmp_path, 2, 3)]
+    assert said(processes) == ["3", "3", "3"]
+    assert not (tmp_path / "meet").exists()
+
+
 def test_a_single_process_waits_for_nobody_and_writes_nothing(tmp_path: Path) -> None:
-    meeting = Rendezvous(tmp_path / "meet", World())
-    meeting.join()
-    meeting.barrier("first")
-    meeting.fail(ValueError("x"))
+    with Rendezvous(tmp_path / "meet", World()) as meeting:
+        meeting.barrier("first")
     assert not (tmp_path / "meet").exists()
 
 
