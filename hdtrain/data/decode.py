@@ -6,11 +6,14 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hdtrain.errors import DataError
 
 Resize = Literal["squash", "crop"]
+JPEG = b"\xff\xd8\xff"
+BROKEN = "image cannot be decoded"
+_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def decode_rgb(data: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
@@ -20,12 +23,29 @@ def decode_rgb(data: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
         DataError: the bytes are not a whole image.
     """
     try:
-        if bytes(data[:3]) == b"\xff\xd8\xff":
+        if data[:3] == JPEG:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image cannot be decoded: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{BROKEN}: not an image of a known kind") from None
+    except _ERRORS as error:
+        raise DataError(f"{BROKEN}: {error}") from None
+
+
+def decode_into(data: bytes | memoryview, out: UInt8[np.ndarray, "r r 3"], resize: Resize) -> None:
+    """Decode an image into its place in a batch, resized to that where it is of another size.
+
+    Raises:
+        DataError: the bytes are not a whole image; `out` may hold a part of it.
+    """
+    try:
+        if data[:3] == JPEG and simplejpeg.decode_jpeg_header(data)[:2] == out.shape[:2]:
+            simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+            return
+    except ValueError as error:
+        raise DataError(f"{BROKEN}: {error}") from None
+    out[...] = fit(decode_rgb(data), out.shape[0], resize)
 
 
 def fit(image: UInt8[np.ndarray, "h w 3"], resolution: int, resize: Resize) -> UInt8[np.ndarray, "r r 3"]:

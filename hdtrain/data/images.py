@@ -1,7 +1,11 @@
-"""Image shards as batches of uint8: in training order for training, shard by shard for exactly-once stages."""
+"""Image shards as batches of uint8 in the order of training.
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+Positions come in, images go out: `SampleOrder` or `Mixture` says which sample stands at each position, `ShardPool`
+opens the shards, a few threads read and decode each sample straight into its place in one array. Shard by shard, for
+the stages that see every sample once: `hdtrain.data.exactly_once`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +13,16 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from hdtrain.config.training import ReaderConfig
-from hdtrain.data.decode import Resize, decode_rgb, fit
-from hdtrain.data.order import SampleOrder
+from hdtrain.data.broken import BrokenSamples
+from hdtrain.data.decode import decode_into
+from hdtrain.data.pool import UNLABELLED
+from hdtrain.data.threads import Threads
+from hdtrain.data.training_shards import TrainingShards
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.manifest import Manifest
-from hdtrain.formats.shards import ShardReader, open_shards
+from hdtrain.formats.shards import ShardReader
 
-UNLABELLED = -1
+__all__ = ["UNLABELLED", "ImageBatch", "TrainingImages", "labelled_classes", "shared_classes"]
 
 
 @dataclass(frozen=True)
@@ -57,97 +64,64 @@ def labelled_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str]:
     return shared_classes(datasets) or []
 
 
-class TrainingImages:
-    """Published image data sets, read as one, at any positions of one order; `copies` appends them again."""
+class TrainingImages(TrainingShards[ShardReader]):
+    """Published image data sets, read as one, at any positions of one order; `copies` appends them again.
+
+    Args:
+        datasets: run directories with their manifests.
+        config: how they are read, and mixed where it has weights.
+        seed: of the order.
+        copies: how often every image comes again in an epoch, marked as a copy.
+    """
 
     def __init__(self, datasets: Sequence[tuple[Path, Manifest]], config: ReaderConfig, seed: int, copies: int = 0):
-        self.shards: list[ShardReader] = [s for path, manifest in datasets for s in open_shards(path, manifest)]
-        self.sizes = [entry.samples for _, manifest in datasets for entry in manifest.shards]
-        self.order = SampleOrder(self.sizes * (1 + copies), seed, config.block_shards)
+        super().__init__(datasets, ShardReader, config, seed, config.block_shards, config.weights, copies)
         self.config = config
-        self.broken: dict[tuple[int, int], str] = {}
-        self._pool = ThreadPoolExecutor(config.threads, "decode")
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        size = config.resolution
-        num_samples = int(self._starts[-1])
+        self._threads = Threads(config.threads)
+        size, num_samples = config.resolution, int(self._starts[-1])
+        self.broken = BrokenSamples(num_samples, config.max_failed_share)
         fits = num_samples * size * size * 3 <= config.cache_bytes
         self._cache = np.empty((num_samples, size, size, 3), np.uint8) if fits else None
-        self._cached = np.zeros(num_samples, bool)
+        self._cached = np.zeros(num_samples if fits else 0, bool)
 
     def batch(self, positions: range) -> ImageBatch:
         """The images at `positions`. A broken one is counted and its neighbour in the order stands in for it.
 
         Raises:
             DataError: more broken images than `max_failed_share` of the data set.
+            ShardError: a shard is missing, damaged or cannot be read, and did not come back in `retry_sec`.
         """
-        located = self.order.locate(positions)
-        images = list(self._pool.map(self._load, located))
-        for i, image in enumerate(images):
+        self._fetch_ahead(positions)
+        number, size = len(positions), self.config.resolution
+        images = np.empty((number, size, size, 3), np.uint8)
+        keys, labels = [""] * number, np.empty(number, np.int64)
+        shards, samples = self.order.locate(positions)
+
+        def load(i: int) -> None:
             shift = 0
-            while image is None:
+            while (found := self._load(int(shards[i]), int(samples[i]), images[i])) is None:
                 shift += 1
-                located[i] = self.order.locate([positions[i] + shift])[0]
-                image = self._load(located[i])
-            images[i] = image
-        is_copy = np.array([shard >= len(self.shards) for shard, _ in located])
-        sidecars = [self.shards[shard % len(self.shards)].sidecar for shard, _ in located]
-        keys = [sidecar.keys[sample] for sidecar, (_, sample) in zip(sidecars, located, strict=True)]
-        labels = [sidecar.labels[sample] for sidecar, (_, sample) in zip(sidecars, located, strict=True)]
-        return ImageBatch(
-            np.stack([image for image in images if image is not None]),
-            keys,
-            np.array([UNLABELLED if label is None else label for label in labels], np.int64),
-            is_copy,
-        )
+                (shards[i],), (samples[i],) = self.order.locate([positions[i] + shift])
+            keys[i], labels[i] = found
 
-    def _load(self, place: tuple[int, int]) -> np.ndarray | None:
-        shard, sample = place[0] % len(self.shards), place[1]
+        self._threads.each(load, number)
+        return ImageBatch(images, keys, labels, shards >= len(self.sizes))
+
+    def _load(self, shard: int, sample: int, out: UInt8[np.ndarray, "r r 3"]) -> tuple[str, int] | None:
+        """Read and decode one sample into `out`; its key and label, or None where it is broken."""
+        shard %= len(self.sizes)  # a copy's original
         row = int(self._starts[shard]) + sample
-        if self._cache is not None and self._cached[row]:
-            return self._cache[row]
-        try:
-            image = fit(decode_rgb(self.shards[shard].image(sample)), self.config.resolution, self.config.resize)
-        except DataError as error:
-            self._count_broken((shard, sample), error)
-            return None
+        with self.shards.use(shard) as opened:
+            key, label = opened.keys[sample], int(opened.labels[sample])
+            if self._cache is not None and self._cached[row]:
+                out[...] = self._cache[row]
+                return key, label
+            try:
+                decode_into(opened.reader.image(sample), out, self.config.resize)
+            except DataError as error:
+                self.broken.add(opened.reader.path, key, error)
+                return None
         if self._cache is not None:
-            self._cache[row], self._cached[row] = image, True
-        return image
-
-    def _count_broken(self, place: tuple[int, int], error: DataError) -> None:
-        shard, sample = place
-        name = f"{self.shards[shard].path}: {self.shards[shard].sidecar.keys[sample]}"
-        if place not in self.broken:
-            self.broken[place] = str(error)
-            print(f"warning: skipped {name}: {error}")
-        limit = min(self.config.max_failed_share * len(self._cached), len(self._cached) - 1)  # one must be whole
-        if len(self.broken) > limit:
-            raise DataError(
-                f"{len(self.broken)} broken images of {len(self._cached)}, more than max_failed_share "
-                f"{self.config.max_failed_share:g} allows; the last was {name}: {error}; "
-                "run `hdtrain verify` on the shards"
-            )
-
-
-def iterate_shard(
-    reader: ShardReader, batch_size: int, resolution: int, resize: Resize = "squash", threads: int = 2
-) -> Iterator[ImageBatch]:
-    """Every sample of one shard, in order, once.
-
-    Raises:
-        DataError: an image cannot be decoded; names shard and key.
-    """
-
-    def load(sample: int) -> np.ndarray:
-        try:
-            return fit(decode_rgb(reader.image(sample)), resolution, resize)
-        except DataError as error:
-            raise DataError(f"{reader.path}: {reader.sidecar.keys[sample]}: {error}") from None
-
-    sidecar = reader.sidecar
-    with ThreadPoolExecutor(threads, "decode") as pool:
-        for first in range(0, sidecar.samples, batch_size):
-            part = range(first, min(first + batch_size, sidecar.samples))
-            labels = [UNLABELLED if sidecar.labels[i] is None else sidecar.labels[i] for i in part]
-            images = np.stack(list(pool.map(load, part)))
-            yield ImageBatch(images, [sidecar.keys[i] for i in part], np.array(labels, np.int64))
+            self._cache[row], self._cached[row] = out, True
+        return key, label

@@ -1,49 +1,82 @@
-"""Latent shards as batches: posterior mean and std as memory maps, gathered at any positions of one order."""
+"""Latent shards as batches in the order of training: records read straight into one fp16 array."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float16, Float32, Int64
 
-from hdtrain.data.images import UNLABELLED
-from hdtrain.data.order import SampleOrder
+from hdtrain.config.training import ShardAccess
+from hdtrain.data.order import groups
+from hdtrain.data.training_shards import TrainingShards
+from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.records import RecordReader
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Posterior mean and std of the unscaled latent, with one key and label each (−1: unlabelled)."""
+    """Posterior mean and std of the unscaled latent as they are stored, one key and label each (−1: unlabelled)."""
 
-    mean: Float32[np.ndarray, "n c h w"]
-    std: Float32[np.ndarray, "n c h w"]
+    moments: Float16[np.ndarray, "n 2 c h w"]
     keys: list[str]
     labels: Int64[np.ndarray, " n"]
 
+    @property
+    def mean(self) -> Float32[np.ndarray, "n c h w"]:
+        """Posterior mean."""
+        return self.moments[:, 0].astype(np.float32)
 
-class TrainingLatents:
-    """One published latent data set at any positions of its order."""
+    @property
+    def std(self) -> Float32[np.ndarray, "n c h w"]:
+        """Posterior standard deviation."""
+        return self.moments[:, 1].astype(np.float32)
 
-    def __init__(self, directory: Path, manifest: Manifest, seed: int, block_shards: int = 8):
-        self.shards = [RecordReader(directory / shard.name) for shard in manifest.shards]
-        self.order = SampleOrder([shard.samples for shard in manifest.shards], seed, block_shards)
-        self._arrays: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
-    def _record(self, shard: int, sample: int) -> np.ndarray:
-        if shard not in self._arrays:
-            arrays = self.shards[shard].arrays()
-            self._arrays[shard] = arrays, np.cumsum([len(array) for array in arrays])
-        arrays, ends = self._arrays[shard]
-        member = int(np.searchsorted(ends, sample, side="right"))
-        start = int(ends[member - 1]) if member else 0
-        return arrays[member][sample - start]
+class TrainingLatents(TrainingShards[RecordReader]):
+    """Published latent data sets, read as one, at any positions of one order.
+
+    Args:
+        datasets: run directories with their manifests.
+        seed: of the order.
+        block_shards: shards that are mixed with each other.
+        weights: how often each data set is read, beside the others; None: every latent once an epoch.
+        access: where shards lie that are not in the data sets' folders.
+
+    Raises:
+        ManifestError: the latents are of different shapes.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[tuple[Path, Manifest]],
+        seed: int,
+        block_shards: int = 8,
+        weights: Sequence[float] | None = None,
+        access: ShardAccess | None = None,
+    ):
+        shapes = {tuple(int(n or 0) for n in manifest.fields["moments"].shape) for _, manifest in datasets}
+        if len(shapes) != 1:
+            raise ManifestError(f"latents of different shapes cannot be read together: {sorted(shapes)}")
+        self.shape = shapes.pop()
+        super().__init__(datasets, RecordReader, access or ShardAccess(), seed, block_shards, weights)
 
     def batch(self, positions: range) -> LatentBatch:
-        """The latents at `positions`."""
-        located = self.order.locate(positions)
-        records = np.stack([self._record(shard, sample) for shard, sample in located]).astype(np.float32)
-        sidecars = [(self.shards[shard].sidecar, sample) for shard, sample in located]
-        labels = [UNLABELLED if sidecar.labels[i] is None else sidecar.labels[i] for sidecar, i in sidecars]
-        keys = [sidecar.keys[i] for sidecar, i in sidecars]
-        return LatentBatch(records[:, 0], records[:, 1], keys, np.array(labels, np.int64))
+        """The latents at `positions`.
+
+        Raises:
+            ShardError: a shard is missing, damaged or cannot be read, and did not come back in `retry_sec`.
+        """
+        self._fetch_ahead(positions)
+        number = len(positions)
+        moments = np.empty((number, *self.shape), np.float16)
+        keys, labels = [""] * number, np.empty(number, np.int64)
+        shards, samples = self.order.locate(positions)
+        for shard, rows in groups(shards):
+            with self.shards.use(shard) as opened:
+                opened.reader.gather(samples[rows], moments, rows)
+                labels[rows] = opened.labels[samples[rows]]
+                for row, sample in zip(rows.tolist(), samples[rows].tolist(), strict=True):
+                    keys[row] = opened.keys[sample]
+        return LatentBatch(moments, keys, labels)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hdtrain.config.synthesis import EvaluateConfig
-from hdtrain.data.decode import decode_rgb
+from hdtrain.data.exactly_once import decode_sample
 from hdtrain.data.images import UNLABELLED
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.colour_histogram import BINS, colour_histograms
@@ -84,7 +84,7 @@ def describe_shard(reader: ShardReader) -> Arrays:
     sidecar = reader.sidecar
     metas = [reader.meta(i) for i in range(sidecar.samples)]
     # At their own size: a resized image has mixed colours at every edge, which tells of structure.
-    histograms = [colour_histograms(decode_rgb(reader.image(i))[None]) for i in range(sidecar.samples)]
+    histograms = [colour_histograms(decode_sample(reader, i)[None]) for i in range(sidecar.samples)]
     return {
         "keys": np.array(sidecar.keys, str),
         "labels": np.array([UNLABELLED if label is None else label for label in sidecar.labels], np.int64),

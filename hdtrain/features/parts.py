@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hdtrain.data.images import iterate_shard
+from hdtrain.data.exactly_once import iterate_shard
 from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
+from hdtrain.distributed.transfer import to_device
 from hdtrain.distributed.world import World
 from hdtrain.features.encoders import Encoder
 from hdtrain.formats.atomic import atomic_file
 from hdtrain.formats.manifest import Manifest
-from hdtrain.formats.shards import ShardReader, open_shards
+from hdtrain.formats.read_files import PATIENCE_SEC
+from hdtrain.formats.shards import ShardReader
 from hdtrain.models.classifier import Classifier
 from hdtrain.progress import Progress
 
@@ -76,16 +78,27 @@ class Parts:
 
 
 def shard_units(name: str, dataset: tuple[Path, Manifest], compute: Callable[[ShardReader], Arrays]) -> list[Unit]:
-    """One unit a shard of a published image data set; part names come from `name` and the shard's own name."""
+    """One unit a shard of a published image data set; part names come from `name` and the shard's own name.
+
+    A unit opens its shard when it computes, and lets it go afterwards: memory does not grow with the number of shards.
+    """
     directory, manifest = dataset
+
+    def on_shard(tar: Path) -> Arrays:
+        return compute(ShardReader(tar, retry_sec=PATIENCE_SEC))
+
     return [
-        Unit(f"{name}-{reader.path.stem}", entry.samples, partial(compute, reader))
-        for reader, entry in zip(open_shards(directory, manifest), manifest.shards, strict=True)
+        Unit(f"{name}-{Path(entry.name).stem}", entry.samples, partial(on_shard, directory / entry.name))
+        for entry in manifest.shards
     ]
 
 
 def embed_shard(reader: ShardReader, encoder: Encoder, batch_size: int, resolution: int) -> Arrays:
-    """`features` float32 (n, d) of one shard's images, seen at `resolution` first, not normalised."""
+    """`features` float32 (n, d) of one shard's images, seen at `resolution` first, not normalised.
+
+    Raises:
+        DataError: an image cannot be decoded; rows must be those of the sidecar, so none may be missing.
+    """
     keys, labels, features = [], [], [np.empty((0, encoder.dim), np.float32)]
     for batch in iterate_shard(reader, batch_size, resolution):
         keys += batch.keys
@@ -96,12 +109,16 @@ def embed_shard(reader: ShardReader, encoder: Encoder, batch_size: int, resoluti
 
 @torch.no_grad()
 def classify_shard(reader: ShardReader, classifiers: Sequence[Classifier], batch_size: int) -> Arrays:
-    """`probabilities` float32 (n, len(classifiers), classes): softmax at the classifiers' own resolution."""
+    """`probabilities` float32 (n, len(classifiers), classes): softmax at the classifiers' own resolution.
+
+    Raises:
+        DataError: as `embed_shard`.
+    """
     keys, labels, probabilities = [], [], []
     first = classifiers[0]
     device = next(first.parameters()).device
     for batch in iterate_shard(reader, batch_size, first.resolution, first.resize):
-        x = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = to_device(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         keys += batch.keys
         labels.append(batch.labels)
         probabilities.append(torch.stack([model(x).float().softmax(1) for model in classifiers], 1).cpu().numpy())

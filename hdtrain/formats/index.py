@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("duplicate_of", pa.string()),
-        ("pixels_id", pa.string()),
+        ("pixels_id", pa.binary(16)),
     ]
 )
 """`status`: ok, rejected (unreadable, refused by rule, or a duplicate), unused (readable, not drawn) or background (no

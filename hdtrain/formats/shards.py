@@ -1,32 +1,23 @@
-"""Image shards: plain WebDataset tars with a sidecar of member offsets, so that a sample is one slice of an mmap."""
+"""Image shards: plain WebDataset tars with a sidecar of member offsets, so that a sample is one read."""
 
-import hashlib
+import contextlib
 import json
-import mmap
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from hdtrain.errors import ShardError
-from hdtrain.formats.atomic import atomic_file, canonical_json, write_json
+from hdtrain.formats.atomic import atomic_file, canonical_json, write_bytes
+from hdtrain.formats.hashed_file import HashedFile
 from hdtrain.formats.manifest import Manifest, ShardEntry
-from hdtrain.formats.tar import TarWriter
+from hdtrain.formats.read_files import ReadFile, patiently
+from hdtrain.formats.tar import BLOCK, TarWriter
 
 SIDECAR_VERSION = 1
-
-
-class _HashingStream:
-    """Writes through and hashes, so that the shard's sha256 costs no second read."""
-
-    def __init__(self, stream: IO[bytes]):
-        self.stream, self.digest = stream, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.stream.write(data)
 
 
 @dataclass
@@ -54,8 +45,10 @@ class Sidecar:
         return {str(label): count for label, count in sorted(Counter(x for x in self.labels if x is not None).items())}
 
     def write(self, path: Path) -> None:
-        """Write atomically."""
-        write_json(path, {**self.__dict__, "class_counts": self.class_counts})
+        """Write atomically, a column a line."""
+        columns = {**self.__dict__, "class_counts": self.class_counts}
+        lines = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in columns.items()]
+        write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> "Sidecar":
@@ -65,19 +58,31 @@ class Sidecar:
             ShardError: missing, unreadable, or of another version.
         """
         try:
-            tree = json.loads(path.read_bytes())
-            tree.pop("class_counts")
-            sidecar = cls(**tree)
+            return parse_sidecar(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise ShardError(
                 f"{path}: sidecar is missing, so the shard is not complete; "
                 "move the run directory away and run the stage again"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
             raise ShardError(f"{path}: sidecar cannot be read: {error}") from None
-        if sidecar.version != SIDECAR_VERSION:
-            raise ShardError(f"{path}: sidecar version {sidecar.version}, this hdtrain reads {SIDECAR_VERSION}")
-        return sidecar
+
+
+def parse_sidecar(data: bytes, source: str) -> Sidecar:
+    """The sidecar in `data`, which came from `source`.
+
+    Raises:
+        ShardError: unreadable, or of another version.
+    """
+    try:
+        tree = json.loads(data)
+        tree.pop("class_counts")
+        sidecar = Sidecar(**tree)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ShardError(f"{source}: sidecar cannot be read: {error}") from None
+    if sidecar.version != SIDECAR_VERSION:
+        raise ShardError(f"{source}: sidecar version {sidecar.version}, this hdtrain reads {SIDECAR_VERSION}")
+    return sidecar
 
 
 class ShardWriter:
@@ -88,11 +93,21 @@ class ShardWriter:
 
     def __init__(self, path: Path):
         self.path, self.sidecar = path, Sidecar()
-        self._file = atomic_file(path)
+        self._publishing = self._publish()
+
+    @contextlib.contextmanager
+    def _publish(self) -> Iterator[None]:
+        with contextlib.closing(HashedFile()) as file:
+            with atomic_file(self.path) as file.stream:
+                self._tar = TarWriter(file)
+                yield
+                self._tar.close()
+                file.hash_written()  # while the disk syncs
+            self.sidecar.bytes, self.sidecar.sha256 = self._tar.offset, file.hexdigest()
+            self.sidecar.write(sidecar_path(self.path))
 
     def __enter__(self) -> "ShardWriter":
-        self._hashing = _HashingStream(self._file.__enter__())
-        self._tar = TarWriter(self._hashing)  # type: ignore[arg-type]
+        self._publishing.__enter__()
         return self
 
     def add(self, key: str, ext: str, image: bytes, meta: dict[str, Any], label: int | None = None) -> None:
@@ -101,11 +116,13 @@ class ShardWriter:
             raise ValueError(f"sample key with a dot, which WebDataset would cut: {key}")
         offset = self._tar.add(f"{key}.{ext}", image)
         self._tar.add(f"{key}.json", canonical_json(meta))
-        for column, value in zip(
-            ("keys", "exts", "offsets", "sizes", "labels"), (key, ext, offset, len(image), label), strict=True
-        ):
-            getattr(self.sidecar, column).append(value)
-        self.sidecar.samples += 1
+        sidecar = self.sidecar
+        sidecar.keys.append(key)
+        sidecar.exts.append(ext)
+        sidecar.offsets.append(offset)
+        sidecar.sizes.append(len(image))
+        sidecar.labels.append(label)
+        sidecar.samples += 1
 
     def add_member(self, name: str, data: bytes) -> int:
         """Add a bare member (record shards); return the offset of its data."""
@@ -114,12 +131,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._tar.close()
-        self._file.__exit__(kind, error, trace)
-        if kind is None:
-            self.sidecar.bytes, self.sidecar.sha256 = self._tar.offset, self._hashing.digest.hexdigest()
-            self.sidecar.write(sidecar_path(self.path))
+        self._publishing.__exit__(kind, error, trace)
 
 
 def sidecar_path(tar: Path) -> Path:
@@ -141,51 +153,68 @@ def shard_entry(tar: Path, run: Path) -> ShardEntry:
 
 
 class ShardReader:
-    """One shard through mmap. Opens the file at the first sample; safe to share between threads."""
+    """One shard. Nothing is read before it is asked for; safe to share between threads.
 
-    def __init__(self, tar: Path):
-        self.path = tar
+    Args:
+        tar: the shard.
+        sidecar: its sidecar, where that does not lie beside it.
+        retry_sec: for how long a read that fails is tried again.
+    """
+
+    def __init__(self, tar: Path, sidecar: Path | None = None, retry_sec: float = 0.0):
+        self.path, self.retry_sec = tar, retry_sec
+        self._sidecar_path = sidecar or sidecar_path(tar)
 
     @cached_property
     def sidecar(self) -> Sidecar:
-        """The member offsets."""
-        return Sidecar.read(sidecar_path(self.path))
-
-    @cached_property
-    def view(self) -> memoryview:
-        """The whole tar, mapped.
+        """The member offsets.
 
         Raises:
-            ShardError: missing, or not of the size that its sidecar says.
+            ShardError: missing, unreadable, or of another version.
         """
-        try:
-            with self.path.open("rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise ShardError(f"{self.path}: shard is missing") from None
-        except (OSError, ValueError) as error:
-            raise ShardError(f"{self.path}: shard cannot be opened: {error}") from None
-        if len(mapped) != self.sidecar.bytes:
-            raise ShardError(
-                f"{self.path}: {len(mapped)} bytes, its sidecar says {self.sidecar.bytes}: truncated or of another one"
-            )
-        return memoryview(mapped)
+        path = self._sidecar_path
+        if self.retry_sec == 0:
+            return Sidecar.read(path)
+        data = patiently(path.read_bytes, f"{path}: sidecar cannot be read", self.retry_sec)
+        return parse_sidecar(data, str(path))
 
-    def image(self, index: int) -> memoryview:
-        """The encoded image of sample `index`."""
-        start = self.sidecar.offsets[index]
-        return self.view[start : start + self.sidecar.sizes[index]]
+    @cached_property
+    def file(self) -> ReadFile:
+        """The tar."""
+        return ReadFile(self.path, self.sidecar.bytes, self.retry_sec)
+
+    def image(self, index: int) -> bytes:
+        """The encoded image of sample `index`.
+
+        Raises:
+            ShardError: the shard is missing, unreadable or truncated.
+        """
+        sidecar = self.sidecar
+        return self.file.read(sidecar.sizes[index], sidecar.offsets[index], f"sample {sidecar.keys[index]}")
 
     def meta(self, index: int) -> dict[str, Any]:
-        """The sample's `KEY.json`: the member after its image."""
-        start = self.sidecar.offsets[index]
-        size = self.sidecar.sizes[index]
-        header = start + size + (-size % 512)
-        length = int(bytes(self.view[header + 124 : header + 135]), 8)
-        meta: dict[str, Any] = json.loads(bytes(self.view[header + 512 : header + 512 + length]))
+        """The sample's `KEY.json`: the member after its image.
+
+        Raises:
+            ShardError: as `image`, or no JSON is there.
+        """
+        sidecar = self.sidecar
+        what = f"{sidecar.keys[index]}.json"
+        end = sidecar.offsets[index] + sidecar.sizes[index]
+        header = end + -end % BLOCK
+        try:
+            size = int(self.file.read(BLOCK, header, what)[124:135], 8)
+            meta: dict[str, Any] = json.loads(self.file.read(size, header + BLOCK, what))
+        except ValueError:
+            raise ShardError(f"{self.path}: {what}: not where it should be; run `hdtrain verify`") from None
         return meta
 
+    def close(self) -> None:
+        """Forget the sidecar and let go of the file; both come back when they are asked for."""
+        for name in ("sidecar", "file"):
+            self.__dict__.pop(name, None)
 
-def open_shards(directory: Path, manifest: Manifest) -> list[ShardReader]:
+
+def open_shards(directory: Path, manifest: Manifest, retry_sec: float = 0.0) -> list[ShardReader]:
     """Readers of a published artefact's shards, in the manifest's order."""
-    return [ShardReader(directory / shard.name) for shard in manifest.shards]
+    return [ShardReader(directory / shard.name, retry_sec=retry_sec) for shard in manifest.shards]

@@ -15,6 +15,7 @@ from hdtrain.config.training import TrainVaeConfig
 from hdtrain.data.images import ImageBatch
 from hdtrain.distributed.collectives import all_reduce_mean, all_reduce_sum, device
 from hdtrain.distributed.seeds import Draws, generator
+from hdtrain.distributed.transfer import to_device
 from hdtrain.features.perceptual import Perceptual
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.discriminator import PatchDiscriminator
@@ -88,7 +89,7 @@ class AutoencoderTask:
             self.discriminator = PatchDiscriminator(DISCRIMINATOR_CHANNELS[config.preset])
             optim = config.optim.model_copy(update={"lr": self.adversarial.lr or config.optim.lr})
             self.engines["discriminator"] = Engine("discriminator", self.discriminator, optim, plan, config.engine)
-        self.examples = to_unit_range(torch.from_numpy(examples.images).to(device()))
+        self.examples = to_unit_range(to_device(examples.images))
         self._latent_shape = self._shape_of_latent()
         self._features = torch.empty(0)
         vae.decoder.conv_out.register_forward_pre_hook(self._keep_features)
@@ -109,7 +110,7 @@ class AutoencoderTask:
         that DeepSpeed watches is walked once, and the discriminator's parameters see nothing of the generator's loss
         (under ZeRO-1 with accumulation that is silently wrong otherwise, DeepSpeed #4923).
         """
-        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        x = to_unit_range(to_device(batch.images))
         if self.config.reader.flips:
             x = random_symmetry(x, draws)
         decoded, mean, logvar = self.generator(x, draws.normal("posterior", self._latent_shape))
@@ -172,7 +173,7 @@ def latent_statistics(vae: AutoencoderKL, source: Any, num_images: int, world: A
     count = torch.zeros(1, dtype=torch.float64)
     for first in world.share(range(0, num_images, chunk)):
         batch = source.batch(range(first, min(first + chunk, num_images)))
-        posterior = vae.encode(to_unit_range(torch.from_numpy(batch.images).to(device()))).latent_dist
+        posterior = vae.encode(to_unit_range(to_device(batch.images))).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator(seed, "latent-statistics", first))
         z = (posterior.mean + posterior.std * noise.to(posterior.mean.device)).double().cpu()
         sums += torch.stack([z.sum(dim=(0, 2, 3)), z.square().sum(dim=(0, 2, 3))])

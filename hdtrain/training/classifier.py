@@ -11,6 +11,7 @@ from hdtrain.data.latents import LatentBatch
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import all_reduce_sum, device
 from hdtrain.distributed.seeds import Draws
+from hdtrain.distributed.transfer import to_device
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.classifier import Classifier
 from hdtrain.models.ema import Ema
@@ -49,20 +50,20 @@ class ImageClassifierTask(ClassifierTask):
 
     def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        x = to_unit_range(to_device(batch.images))
         if self.flips:
             x = random_symmetry(x, draws)
         if batch.is_copy is not None and batch.is_copy.any():
-            copies = torch.from_numpy(batch.is_copy).to(device()).view(-1, 1, 1, 1)
+            copies = to_device(batch.is_copy).view(-1, 1, 1, 1)
             x = torch.where(copies, conventional(x, draws), x)
-        logs, _ = self._step((x,), torch.from_numpy(batch.labels).to(device()), lr)
+        logs, _ = self._step((x,), to_device(batch.labels), lr)
         return logs
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed training images, those that are classified rightly first."""
         self.model.eval()
-        x = to_unit_range(torch.from_numpy(self.examples.images).to(device()))
+        x = to_unit_range(to_device(self.examples.images))
         correct = self.model(self.engine.cast(x)).argmax(1).cpu().numpy() == self.examples.labels
         self.model.train()
         tags = {"images/right": correct, "images/wrong": ~correct}
@@ -87,12 +88,12 @@ class LatentClassifierTask(ClassifierTask):
 
     def micro_step(self, batch: LatentBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        mean, std = (torch.from_numpy(array).to(device()) for array in (batch.mean, batch.std))
+        mean, std = to_device(batch.moments).float().unbind(1)
         shape = tuple(mean.shape[1:])
         z0 = (mean + std * draws.normal("posterior", shape)) * self.scale
         t = draws.integers("timestep", self.schedule.num_timesteps)
         z_t = self.schedule.add_noise(z0, draws.normal("noise", shape), t)
-        logs, correct = self._step((z_t, t), torch.from_numpy(batch.labels).to(device()), lr)
+        logs, correct = self._step((z_t, t), to_device(batch.labels), lr)
         bins = t * NOISE_BINS // self.schedule.num_timesteps
         # A running count with a memory of some hundred steps: single batches have too few images a bin.
         self._hits *= 0.99

@@ -66,7 +66,7 @@ def make_task(
     model = config.model
     if isinstance(model, LatentClassifier):
         manifest = manifest_of(model.latents)
-        latents = TrainingLatents(model.latents, manifest, seed)
+        latents = TrainingLatents([(model.latents, manifest)], seed)
         schedule, scale = NoiseSchedule(model.schedule), float(manifest.info["latent_scale"])
         examples = latents.batch(range(EXAMPLES))
         return LatentClassifierTask(classifier, config, plan, schedule, scale, examples), latents

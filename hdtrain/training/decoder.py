@@ -10,6 +10,7 @@ from hdtrain.config.training import AdaptDecoderConfig
 from hdtrain.data.images import ImageBatch
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws
+from hdtrain.distributed.transfer import to_device
 from hdtrain.features.perceptual import Perceptual
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.classifier import Classifier
@@ -53,11 +54,11 @@ class DecoderTask:
         self.decoder.requires_grad_(True)
         self.engine = Engine("decoder", self.decoder, config.optim, plan, config.engine)
         self.engines = {"decoder": self.engine}
-        self.examples = to_unit_range(torch.from_numpy(examples.images).to(device()))
+        self.examples = to_unit_range(to_device(examples.images))
 
     def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        x = to_unit_range(torch.from_numpy(batch.images).to(device()))
+        x = to_unit_range(to_device(batch.images))
         if self.config.reader.flips:
             x = random_symmetry(x, draws)
         with torch.no_grad():
@@ -71,7 +72,7 @@ class DecoderTask:
             loss = loss + self.config.perceptual_weight * distance
             logs[f"loss/{self.perceptual.name}"] = distance
         if self.config.classifier_weight > 0:
-            logits, labels = self.classifier(decoded), torch.from_numpy(batch.labels).to(device())
+            logits, labels = self.classifier(decoded), to_device(batch.labels)
             cross_entropy = torch.nn.functional.cross_entropy(logits, labels)
             loss = loss + self.config.classifier_weight * cross_entropy
             logs["loss/cross_entropy"] = cross_entropy

@@ -14,6 +14,7 @@ from hdtrain.diffusion.sampler import ddim_sample
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws, generator
+from hdtrain.distributed.transfer import to_device
 from hdtrain.models.autoencoder import LatentCodec, to_uint8
 from hdtrain.models.ema import Ema
 from hdtrain.training.engine import Engine
@@ -50,7 +51,7 @@ class DiffusionTask:
 
     def micro_step(self, batch: LatentBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        mean, std = (torch.from_numpy(array).to(device()) for array in (batch.mean, batch.std))
+        mean, std = to_device(batch.moments).float().unbind(1)
         shape = tuple(mean.shape[1:])
         z0 = self.codec.latent(mean, std, draws.normal("posterior", shape))
         noise = draws.normal("noise", shape)

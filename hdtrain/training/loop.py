@@ -122,8 +122,10 @@ class Trainer:
         return bool(flags[0])
 
     def _log(self, writer: MetricWriter | None, logs: dict[str, torch.Tensor], meter: "_Meter") -> None:
-        """Mean over ranks; the main one writes."""
+        """Losses are means over ranks; the wait for data is that of the rank that waited most. The main one writes."""
         means = all_reduce_mean(torch.stack([value.double() for value in logs.values()]))
+        rates = meter.read(self.step, self.plan.global_batch_size)
+        rates["data_wait"] = float(all_reduce_max(torch.tensor(rates["data_wait"], device=device())))
         if writer is None:
             return
         images_seen = self.step * self.plan.global_batch_size
@@ -132,8 +134,7 @@ class Trainer:
         for name, engine in self.task.engines.items():
             if engine.grad_norm is not None:
                 values[f"grad_norm/{name}"] = engine.grad_norm
-        values.update(meter.read(self.step, self.plan.global_batch_size))
-        writer.scalars(self.step, images_seen, values)
+        writer.scalars(self.step, images_seen, values | rates)
 
     def _save(self) -> None:
         """All ranks gather, the main one writes; the others wait for it."""

@@ -213,7 +213,7 @@ def test_the_columns_of_the_index_and_the_exit_codes_are_as_documented():
     text = (ROOT / "docs/formats.md").read_text()
     section = re.search(r"^## index.parquet$(.*?)^From `select`", text, re.MULTILINE | re.DOTALL)
     assert section
-    rows = re.findall(r"^\| (`.*?`) \| (\w+) \|", section[1], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?`) \| ([\w\[\]]+) \|", section[1], re.MULTILINE)
     columns = {name: kind.replace("float64", "double") for cell, kind in rows for name in re.findall(r"`(\w+)`", cell)}
     assert columns == {field.name: str(field.type) for field in SCHEMA}
     recipes = (ROOT / "docs/recipes.md").read_text()

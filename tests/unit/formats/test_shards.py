@@ -1,4 +1,4 @@
-"""Shards: published whole, same input same bytes, read by mmap and by webdataset alike, truncation noticed."""
+"""Shards: published whole, same input same bytes, read at offsets and by webdataset alike, truncation noticed."""
 
 import json
 
@@ -76,8 +76,7 @@ def test_a_key_that_webdataset_would_cut_is_refused(tmp_path):
 def test_a_truncated_shard_is_refused_with_both_sizes(tar, keep):
     data = tar.read_bytes()
     tar.write_bytes(data[:keep])
-    said = "cannot be opened" if keep == 0 else f"its sidecar says {len(data)}: truncated"
-    with pytest.raises(ShardError, match=said):
+    with pytest.raises(ShardError, match=f"{len(data[:keep])} bytes, its sidecar says {len(data)}: truncated"):
         ShardReader(tar).image(0)
 
 
@@ -96,7 +95,7 @@ def test_without_its_sidecar_or_tar_a_shard_is_not_complete(tar):
     tar.unlink()
     assert not is_complete(tar)
     with pytest.raises(ShardError, match="shard is missing"):
-        _ = ShardReader(tar).view
+        ShardReader(tar).image(0)
 
 
 def test_a_manifests_shards_open_in_its_order(tmp_path):
@@ -105,16 +104,58 @@ def test_a_manifests_shards_open_in_its_order(tmp_path):
     assert [reader.path.stem for reader in open_shards(tmp_path, manifest)] == ["b", "a"]
 
 
-def test_record_shards_are_views_of_the_file_that_numpy_and_webdataset_read_too(tmp_path):
-    records = np.random.default_rng(0).standard_normal((7, 2, 3, 4)).astype(np.float16)
+def test_metadata_that_is_not_where_it_should_be_is_told(tar):
+    reader = ShardReader(tar)
+    reader.sidecar.sizes[0] += 512
+    with pytest.raises(ShardError, match=r"k0\.json: not where it should be; run `hdtrain verify`"):
+        reader.meta(0)
+
+
+def test_a_closed_reader_opens_again(tar):
+    reader = ShardReader(tar)
+    before = bytes(reader.image(1))
+    reader.close()
+    assert reader.image(1) == before
+    assert reader.meta(0) == {"x": 1}
+
+
+def test_a_sidecar_may_lie_elsewhere(tar, tmp_path):
+    elsewhere = sidecar_path(tar).rename(tmp_path / "sidecar.json")
+    assert ShardReader(tar, elsewhere).image(1) == SAMPLES[1][1]
+
+
+@pytest.fixture
+def records(tmp_path):
+    return tmp_path / "records" / "0.tar", np.random.default_rng(0).standard_normal((7, 2, 3, 4)).astype(np.float16)
+
+
+def test_record_shards_are_what_numpy_and_webdataset_read_too(records):
+    path, array = records
     keys, labels = [f"k{i}" for i in range(7)], [0, 1, None, 1, 0, None, 1]
-    write_record_shard(tmp_path / "0.tar", records, keys, labels, per_member=3)
-    reader = RecordReader(tmp_path / "0.tar")
-    arrays = reader.arrays()
-    assert [len(array) for array in arrays] == [3, 3, 1]
-    assert not any(array.flags.owndata for array in arrays)
-    np.testing.assert_array_equal(np.concatenate(arrays), records)
+    write_record_shard(path, array, keys, labels, per_member=3, failed={"image cannot be decoded": 2})
+    reader = RecordReader(path)
+    assert [len(member) for member in reader.arrays()] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(reader.arrays()), array)
     assert (reader.sidecar.keys, reader.sidecar.labels, reader.sidecar.samples) == (keys, labels, 7)
-    members = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False).decode())
-    np.testing.assert_array_equal(np.concatenate([m["records.npy"] for m in members]), records)
+    assert reader.sidecar.failed == {"image cannot be decoded": 2}
+    members = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    np.testing.assert_array_equal(np.concatenate([m["records.npy"] for m in members]), array)
     assert [key for m in members for key in m["records.json"]["keys"]] == keys
+
+
+def test_records_are_gathered_from_any_member_into_any_rows(records):
+    path, array = records
+    write_record_shard(path, array, [f"k{i}" for i in range(7)], [None] * 7, per_member=3)
+    out = np.zeros((5, 2, 3, 4), np.float16)
+    RecordReader(path).gather(np.array([6, 0, 3, 2]), out, np.array([0, 4, 1, 2]))
+    np.testing.assert_array_equal(out[[0, 4, 1, 2]], array[[6, 0, 3, 2]])
+    assert not out[3].any()
+    with pytest.raises(ShardError, match="holds records"):
+        RecordReader(path).gather(np.array([0]), np.zeros((1, 2, 3, 4), np.float32), np.array([0]))
+
+
+def test_a_record_shard_may_be_empty(records):
+    path, array = records
+    write_record_shard(path, array[:0], [], [], per_member=3)
+    assert RecordReader(path).arrays() == []
+    assert RecordReader(path).sidecar.samples == 0
