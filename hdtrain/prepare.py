@@ -18,10 +18,10 @@ import yaml
 from hdtrain.config.base import Config, InputTree, references
 from hdtrain.config.load import validate
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
-from hdtrain.errors import HdtrainError, ManifestError
+from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.atomic import write_bytes
-from hdtrain.formats.fingerprint import fingerprint, read_parents
-from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.fingerprint import fingerprint, missing_raw_data, read_parents
+from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
 
@@ -92,16 +92,14 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
     """
     run = RunDir(directory)
     parents = read_parents(config, source)
-    for dotted, (path, _) in parents.items():
-        if path.absolute().is_relative_to(directory.absolute()):
-            raise HdtrainError(f"{directory} holds the stage's own parent {dotted} ({path}); give --out another folder")
-    for reference in references(config):
-        if isinstance(reference.marker, InputTree) and directory.absolute().is_relative_to(reference.path.absolute()):
-            raise HdtrainError(
-                f"{directory} lies in the raw data of {reference.dotted} ({reference.path}); give --out another folder"
-            )
-    if directory.exists() and not directory.is_dir():
-        raise HdtrainError(f"{directory} is a file; give --out a new or an empty folder")
+    _check_place(directory, config, parents)
+    missing = missing_raw_data(config)
+    if missing and run.manifest.exists():
+        wanted = fingerprint(stage, config, parents, raw_data=False)
+        if wanted == read_run_json(run).get("fingerprint_without_raw_data"):  # packed, and then removed to save room
+            return State("done", read_manifest(directory).fingerprint)
+    if missing:
+        raise ConfigError(source, missing)
     wanted = fingerprint(stage, config, parents)
     there = [path.name for path in directory.iterdir() if not path.name.startswith(".")] if directory.exists() else []
     if not there:
@@ -133,6 +131,20 @@ def _earlier(directory: Path, wanted: str) -> Path | None:
     return max(found, key=lambda path: RunDir(path).manifest.exists(), default=None)
 
 
+def _check_place(directory: Path, config: Config, parents: Mapping[str, tuple[Path, Manifest]]) -> None:
+    """Raise HdtrainError if the stage would write over what it reads."""
+    for dotted, (path, _) in parents.items():
+        if path.absolute().is_relative_to(directory.absolute()):
+            raise HdtrainError(f"{directory} holds the stage's own parent {dotted} ({path}); give --out another folder")
+    for reference in references(config):
+        if isinstance(reference.marker, InputTree) and directory.absolute().is_relative_to(reference.path.absolute()):
+            raise HdtrainError(
+                f"{directory} lies in the raw data of {reference.dotted} ({reference.path}); give --out another folder"
+            )
+    if directory.exists() and not directory.is_dir():
+        raise HdtrainError(f"{directory} is a file; give --out a new or an empty folder")
+
+
 def _published(directory: Path, wanted: str) -> bool:
     with contextlib.suppress(ManifestError):
         return read_manifest(directory).fingerprint == wanted
@@ -151,7 +163,8 @@ def prepare(stage: str, config: Config, directory: Path, state: State) -> None:
     """Make `directory` ready for its process: another run moved aside, fingerprint and resolved config written."""
     _swap(directory, state)
     run = RunDir(directory)
-    record_prepared(run, stage, state.fingerprint)
+    without_raw_data = fingerprint(stage, config, read_parents(config, str(run.config)), raw_data=False)
+    record_prepared(run, stage, state.fingerprint, without_raw_data)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_bytes(run.config, text.encode())
 

@@ -31,6 +31,7 @@ from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.run_dir import RunDir
 from hdtrain.prepare import Launcher, Outcome, State, inspect, resolve, run_node
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
@@ -242,7 +243,8 @@ class _Resolver:
     def _check_references(self, node: str, config: Config, nodes: Mapping[str, Node]) -> None:
         for reference in references(config):
             unplaced = str(reference.path) in self.unplaced or _VARIABLE.search(str(reference.path))
-            problem = None if unplaced else self._check(reference, nodes)
+            packed = isinstance(reference.marker, InputTree) and RunDir(self.out / node).manifest.exists()
+            problem = None if unplaced or packed else self._check(reference, nodes)
             if problem:
                 self.problems.append(f"{node}: {reference.dotted}: {problem}")
 

@@ -50,6 +50,11 @@ class InputTree:
     """Marks a path field as raw data whose names and sizes (not their place) belong to the stage's fingerprint."""
 
 
+@dataclass(frozen=True)
+class Incidental:
+    """Marks a field that cannot change the stage's result, only how it is come by: no part of the fingerprint."""
+
+
 ImagesParent = Annotated[Path, Kinds(("images",))]
 LatentsParent = Annotated[Path, Kinds(("latents",))]
 AutoencoderParent = Annotated[Path, Kinds(("autoencoder",))]
@@ -89,6 +94,20 @@ def _walk(value: Any, dotted: str, metadata: list[Any], annotation: Any) -> Iter
             yield from _walk(item, f"{dotted}.{index}", markers, None)
     elif isinstance(value, Path) and markers:
         yield Reference(dotted, value, markers[0])
+
+
+def incidental(value: Any) -> dict[Any, Any]:
+    """Where `value` has incidental fields, as pydantic's `exclude` wants it."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        marked = dict.fromkeys((name for name, field in fields.items() if Incidental() in field.metadata), True)
+        inner = {name: incidental(getattr(value, name)) for name in fields if name not in marked}
+        return marked | {name: found for name, found in inner.items() if found}
+    if isinstance(value, dict):
+        return {key: found for key, item in value.items() if (found := incidental(item))}
+    if isinstance(value, list | tuple):
+        return {index: found for index, item in enumerate(value) if (found := incidental(item))}
+    return {}
 
 
 def _markers(annotation: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from hdtrain.config.base import (
     ClassifierParent,
     Config,
     ImagesParent,
+    Incidental,
     LatentsParent,
     WeightsFile,
 )
@@ -72,14 +73,14 @@ class EmaConfig(Config):
 class ShardAccess(Config):
     """Where shards lie, and how patiently they are read."""
 
-    url: str | None = None
+    url: Annotated[str | None, Incidental()] = None
     """Where the shards lie that are not in the data set's folder: `https://…`, `s3://…`, `file:…`, `pipe:COMMAND`, with
     {name} for the shard's name (else it is appended) and {dataset} for the name of the data set's folder."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, Incidental()] = None
     """A folder on the node's own disk for such shards, shared by its ranks; may hold `$VARIABLES`. None: in $TMPDIR."""
-    cache_max_bytes: int = Field(64 * 2**30, ge=1)
+    cache_max_bytes: Annotated[int, Incidental()] = Field(64 * 2**30, ge=1)
     """What lies in `cache_dir` at most; the shards whose use is longest ago go first."""
-    retry_sec: float = Field(60.0, ge=0)
+    retry_sec: Annotated[float, Incidental()] = Field(60.0, ge=0)
     """How long a read or download that fails is tried again, with growing pauses."""
 
     @field_validator("url")
@@ -104,8 +105,8 @@ class ReaderConfig(ShardAccess):
     """Shards that are mixed with each other; memory against randomness."""
     weights: list[Annotated[float, Field(gt=0)]] | None = None
     """How often each data set of `images` is read, beside the others; None: every image once an epoch."""
-    threads: int = Field(2, ge=1)
-    cache_bytes: int = Field(512 * 2**20, ge=0)
+    threads: Annotated[int, Incidental()] = Field(2, ge=1)
+    cache_bytes: Annotated[int, Incidental()] = Field(512 * 2**20, ge=0)
     """A data set that fits in this many bytes when decoded is decoded once and kept."""
     max_failed_share: float = Field(0.01, ge=0, le=1)
 
@@ -209,7 +210,7 @@ class EncodeConfig(ShardAccess):
     """Cache the horizontally flipped image as a second entry (a flip of the image is not a flip of the latent)."""
     batch_size: int = Field(32, ge=1)
     records_per_member: int = Field(256, ge=1)
-    threads: int = Field(2, ge=1)
+    threads: Annotated[int, Incidental()] = Field(2, ge=1)
     """Decoding threads."""
     max_failed_share: float = Field(0.01, ge=0, le=1)
     """More broken images than this stop the stage; fewer are skipped, named and counted."""

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hdtrain.config.base import Config, InputFile, InputTree, Kinds, references
+from hdtrain.config.base import Config, InputFile, InputTree, Kinds, incidental, references
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
 from hdtrain.formats.manifest import Manifest, read_manifest
 
 
 def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]]:
-    """Every parent that `config` names, by dotted key, with its manifest; files and raw data are checked to exist.
+    """Every parent that `config` names, by dotted key, with its manifest; weights files are checked to exist.
 
     Raises:
         ConfigError: one line for every parent that is not published or of a wrong kind, and every missing file.
@@ -34,22 +34,29 @@ def read_parents(config: Config, source: str) -> dict[str, tuple[Path, Manifest]
                 problems.append(f"{reference.dotted}: {error}")
         elif isinstance(reference.marker, InputFile) and not reference.path.is_file():
             problems.append(f"{reference.dotted}: no such file: {reference.path}")
-        elif isinstance(reference.marker, InputTree) and not reference.path.exists():
-            problems.append(f"{reference.dotted}: no such file or folder: {reference.path}")
     if problems:
         raise ConfigError(source, problems)
     return parents
 
 
-def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manifest]]) -> str:
-    """Hash of the stage's name, its config with every reference replaced by the content's hash."""
+def missing_raw_data(config: Config) -> list[str]:
+    """A line for every raw data set that is not there."""
+    found = [reference for reference in references(config) if isinstance(reference.marker, InputTree)]
+    return [f"{ref.dotted}: no such file or folder: {ref.path}" for ref in found if not ref.path.exists()]
+
+
+def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manifest]], raw_data: bool = True) -> str:
+    """Hash of the stage's name and its config, every reference replaced by the content's hash.
+
+    Without `raw_data` the listing of raw data is left out: what is still known when the data is gone.
+    """
     replaced: dict[str, str] = {dotted: manifest.identity for dotted, (_, manifest) in parents.items()}
     for reference in references(config):
         if isinstance(reference.marker, InputFile):
             replaced[reference.dotted] = sha256_file(reference.path)
         elif isinstance(reference.marker, InputTree):
-            replaced[reference.dotted] = listing_hash(reference.path)
-    tree: Any = config.model_dump(mode="json")
+            replaced[reference.dotted] = listing_hash(reference.path) if raw_data else ""
+    tree: Any = config.model_dump(mode="json", exclude=incidental(config))
     for dotted, digest in replaced.items():
         _replace(tree, dotted, digest)
     return sha256_bytes(canonical_json({"stage": stage, "config": tree}))

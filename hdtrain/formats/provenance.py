@@ -44,9 +44,10 @@ def read_run_json(run: RunDir) -> dict[str, Any]:
         return {}
 
 
-def record_prepared(run: RunDir, stage: str, fingerprint: str) -> None:
+def record_prepared(run: RunDir, stage: str, fingerprint: str, without_raw_data: str) -> None:
     """Mark a run directory as this fingerprint's before anything else is written there."""
-    write_json(run.run_json, {**read_run_json(run), "stage": stage, "fingerprint": fingerprint})
+    marks = {"stage": stage, "fingerprint": fingerprint, "fingerprint_without_raw_data": without_raw_data}
+    write_json(run.run_json, {**read_run_json(run), **marks})
 
 
 def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
@@ -57,6 +58,7 @@ def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
     write_json(
         run.run_json,
         {
+            **record,
             "stage": stage,
             "fingerprint": fingerprint,
             "commit": git_commit(),

@@ -1,4 +1,4 @@
-"""`hdtrain inspect CONFIG --out RUN`: contact sheet, histograms and stain statistics of shards. Needs no torch, no GPU."""
+"""`hdtrain inspect CONFIG --out RUN`: what is in shards, for eyes. Needs no torch and no GPU."""
 
 from hdtrain.config.shards import InspectConfig
 from hdtrain.formats.atomic import write_json

@@ -1,4 +1,4 @@
-"""`hdtrain reshard CONFIG --out RUN`: published shards to shards of another size or order. Needs no torch and no GPU."""
+"""`hdtrain reshard CONFIG --out RUN`: shards of another size or order. Needs no torch and no GPU."""
 
 import shutil
 from collections import Counter

@@ -1,6 +1,7 @@
 """Recipes: checked whole before anything runs, skipped where done, continued where cut off."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,3 +248,14 @@ def processes_naming(path: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_raw_data_that_was_removed_after_packing_is_not_asked_for_again(recipe, hdtrain, make_images, tmp_path):
+    make_images("raw", {"a": 3, "b": 2})
+    path = recipe({"checked": VERIFY, "shards": SHARDS})
+    hdtrain("run", path)
+    shutil.rmtree(tmp_path / "raw")
+    assert hdtrain("run", path).out.count("skip, done") == 2
+    error = hdtrain("run", path, "shards.seed=5", code=2)
+    assert "sources.0.path: no such file or folder" in error.out + error.err
+    assert (tmp_path / "runs/test/shards/manifest.json").exists()

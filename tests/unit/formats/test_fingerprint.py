@@ -71,3 +71,9 @@ def test_raw_data_count_by_their_names_and_sizes_and_not_by_their_place(tmp_path
     assert moved != listing_hash(tmp_path / "there/here")
     (tmp_path / "there/here/b.png").unlink()
     assert moved == listing_hash(tmp_path / "there/here")
+
+
+def test_what_cannot_change_the_result_is_no_part_of_it(place):
+    reader = {"threads": 7, "cache_bytes": 0, "cache_dir": "/elsewhere", "retry_sec": 1.0, "url": "file:/x/{name}"}
+    assert place("one", reader=reader) == place("one")
+    assert place("one", reader={"block_shards": 3}) != place("one")

@@ -83,7 +83,7 @@ def test_another_kind_is_refused(tmp_path):
 def test_an_unpublished_parent_names_the_command_that_publishes_or_finishes_it(tmp_path):
     with pytest.raises(ManifestError, match=f"run `hdtrain encode CONFIG --out {tmp_path}` first"):
         read_manifest(tmp_path, ("latents",))
-    record_prepared(RunDir(tmp_path), "train-vae", "f")
+    record_prepared(RunDir(tmp_path), "train-vae", "f", "g")
     with pytest.raises(
         ManifestError, match=f"it was begun: run `hdtrain train-vae {tmp_path}/config.yaml --out {tmp_path}`"
     ):

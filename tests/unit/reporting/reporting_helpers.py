@@ -178,7 +178,8 @@ class Tree:
 
     def build(self, results: Results) -> Path:
         """The whole graph up to a prepared report; returns the report's run directory."""
-        source = {"sources": [{"path": "raw"}]}
+        (self.root / "raw").mkdir()
+        source = {"sources": [{"path": str(self.root / "raw")}]}
         duration = {"images": 3200}
         corpus = self.images("corpus", "shard", {**source, "seed": 1}, 0)
         real = self.images("labelled", "shard", {**source, "seed": 2}, 0)
