@@ -43,7 +43,7 @@ def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
 def test_every_attempt_is_recorded_with_its_end(tmp_path):
     run = RunDir(tmp_path)
     record_prepared(run, "shard", "f", "g")
-    assert read_run_json(run) == {"stage": "shard", "fingerprint": "f"}
+    assert read_run_json(run) == {"stage": "shard", "fingerprint": "f", "fingerprint_without_raw_data": "g"}
     for status in ("stopped", "done"):
         record_prepared(run, "shard", "f", "g")
         record_start(run, "shard", "f", ranks=2)
