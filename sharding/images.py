@@ -162,7 +162,7 @@ class Encoding:
         if self.resize_px:
             pixels = resize(pixels, self.resize_px)
         if self.format == "jpg":
-            # Pillow's very bytes at simplejpeg's speed; below quality 96 simplejpeg rounds its cosine transform coarser.
+            # Pillow's very bytes, at the speed of simplejpeg, which below quality 96 takes a coarser cosine transform.
             return "jpg", bytes(imagecodecs.jpeg8_encode(pixels, level=self.jpeg_quality, subsampling="444"))
         return "png", encode_png(pixels)
 

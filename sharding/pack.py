@@ -35,7 +35,7 @@ from sharding.survey import Surveyor, list_units, read_units
 from sharding.table import STATUS_NAMES, Rows, merge_parts
 from sharding.write import Writer, split_dir
 
-SAY_AFTER_SEC = 5.0
+SAY_AFTER_SEC = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -144,11 +145,16 @@ def _check_files(directory: Path, manifest: Manifest, packed: NDArray[np.uint64]
         elif sha256_file(path) != digest:
             yield f"{path}: altered since it was published"
         elif path == RunDir(directory).index and whole:
-            listed = {}
-            for batch in pq.ParquetFile(path).iter_batches(columns=["key", "status"]):
-                rows = zip(batch.column("key").to_pylist(), batch.column("status").to_pylist(), strict=True)
-                listed.update({key_hash(key): key for key, status in rows if status == "ok"})
-            differing = np.setxor1d(np.fromiter(listed, np.uint64, len(listed)), packed)
+            hashes = [np.array([key_hash(key) for key in keys], np.uint64) for keys in _ok_keys(path)]
+            differing = np.setxor1d(np.concatenate([_NO_SAMPLE, *hashes]), packed)
             if len(differing):
-                first = next((listed[h] for h in differing.tolist() if h in listed), "one that the index lacks")
+                wrong = set(differing.tolist())
+                found = (key for keys in _ok_keys(path) for key in keys if key_hash(key) in wrong)
+                first = next(found, "one that the index lacks")
                 yield f"{path}: its ok rows and the shards differ in {len(differing)} keys, first {first}"
+
+
+def _ok_keys(index: Path) -> Iterator[list[str]]:
+    """The keys of the rows that are in shards, batch by batch."""
+    for batch in pq.ParquetFile(index).iter_batches(columns=["key", "status"]):
+        yield batch.filter(pc.equal(batch.column("status"), "ok")).column("key").to_pylist()
