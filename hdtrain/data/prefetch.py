@@ -1,9 +1,10 @@
-"""Prepare the next batches in a thread while the current one trains."""
+"""Prepare the next batches in threads while the current one trains."""
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -11,43 +12,32 @@ P = TypeVar("P")
 
 
 class Prefetcher(Generic[T]):
-    """Iterate `load(item)` for every item, `depth` ahead; `wait_sec` is how long the consumer stood waiting."""
+    """Iterate `load(item)` for every item, in order, some ahead; `wait_sec` is how long the consumer stood waiting.
 
-    def __init__(self, load: Callable[[P], T], items: Iterable[P], depth: int = 2):
+    Args:
+        load: makes a batch; called by two threads, so that the next batch begins while the last samples of one are
+            still being decoded.
+        items: what `load` takes; drawn by the consumer.
+        depth: batches that are ready or in work while one is used.
+    """
+
+    def __init__(self, load: Callable[[P], T], items: Iterable[P], depth: int = 3):
         self.wait_sec = 0.0
-        self._queue: queue.Queue[tuple[str, object]] = queue.Queue(depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(load, items), daemon=True, name="prefetch")
-        self._thread.start()
+        self._load, self._items = load, iter(items)
+        self._pool = ThreadPoolExecutor(2, "prefetch")
+        self._waiting: deque[Future[T]] = deque()
+        self._begin(depth)
 
-    def _produce(self, load: Callable[[P], T], items: Iterable[P]) -> None:
-        try:
-            for item in items:
-                self._put("item", load(item))
-                if self._closed.is_set():
-                    return
-            self._put("end", None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            self._put("error", error)
-
-    def _put(self, kind: str, value: object) -> None:
-        while not self._closed.is_set():
-            try:
-                self._queue.put((kind, value), timeout=0.2)
-                return
-            except queue.Full:
-                continue
+    def _begin(self, count: int) -> None:
+        self._waiting.extend(self._pool.submit(self._load, item) for item in islice(self._items, count))
 
     def __iter__(self) -> Iterator[T]:
         try:
-            while True:
+            while self._waiting:
                 started = time.monotonic()
-                kind, value = self._queue.get()
+                batch = self._waiting.popleft().result()
                 self.wait_sec += time.monotonic() - started
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise value  # type: ignore[misc]
-                yield value  # type: ignore[misc]
+                self._begin(1)
+                yield batch
         finally:
-            self._closed.set()
+            self._pool.shutdown(wait=False, cancel_futures=True)

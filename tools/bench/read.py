@@ -22,6 +22,7 @@ from bench.compare import Contestant, Outcome, OutputsDifferError, Timed, compar
 from bench.samples import SIDE_PX, Sample
 from hdtrain.config.training import ReaderConfig
 from hdtrain.data.images import TrainingImages
+from hdtrain.data.prefetch import Prefetcher
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import ShardWriter, shard_entry
 
@@ -57,14 +58,16 @@ class Reading:
         self.urls = [str(folder / shard.name) for shard in manifest.shards]
 
     def ours(self, endless: bool) -> Batches:
-        """`hdtrain.data.images.TrainingImages`, decoding in two threads, without its cache of decoded images."""
+        """As training reads: `TrainingImages` behind a `Prefetcher`, two decoding threads, no cache of pixels."""
         config = ReaderConfig(resolution=SIDE_PX, threads=WORKERS, cache_bytes=0, flips=False)
         source = TrainingImages([(self.folder, self.manifest)], config, self.seed)
+        yield from ((batch.keys, batch.images) for batch in Prefetcher(source.batch, self._positions(endless)))
+
+    def _positions(self, endless: bool) -> Iterator[range]:
         num, first = self.manifest.num_samples, 0
         while endless or first < num:
             last = first + self.batch_size if endless else min(first + self.batch_size, num)
-            batch = source.batch(range(first, last))
-            yield batch.keys, batch.images
+            yield range(first, last)
             first = last
 
     def documented(self, endless: bool) -> Batches:

@@ -9,7 +9,7 @@ from hdtrain.data.prefetch import Prefetcher
 
 
 def running() -> int:
-    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+    return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
 
 def settled(count: int) -> bool:
