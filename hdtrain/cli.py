@@ -1,6 +1,6 @@
 """The command line: one stage, or a recipe of them.
 
-    hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--dry-run] [key=value …]
+    hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run] [key=value …]
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
 
 The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped by a signal
@@ -17,9 +17,10 @@ from typing import Any
 from hdtrain.config.base import Config
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted
 from hdtrain.config.stages import STAGES
+from hdtrain.distributed.world import Machine
 from hdtrain.errors import HdtrainError
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.prepare import inspect, resolve, run_node
+from hdtrain.prepare import await_prepared, inspect, resolve, run_node
 from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
 from hdtrain.stages.__main__ import MISTAKE, STOPPED
 from launchers.local import LocalLauncher
@@ -68,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(stage=spec.name)
         command.add_argument("config", nargs="?", default="-", metavar="CONFIG.yaml", help="`-`: overrides alone")
         command.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the run directory")
+        if not (spec.needs_torch or spec.one_process):
+            command.add_argument(
+                "--machine",
+                type=_machine,
+                default=Machine(),
+                metavar="I/N",
+                help="this is machine I of N that run it",
+            )
         _common(command, "dotted.key=value")
     return parser
 
@@ -92,6 +101,13 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _machine(text: str) -> Machine:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 0/4 to 3/4 for four machines, got '{text}'")
+    return Machine(int(index), int(count))
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
@@ -111,7 +127,10 @@ def stage(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
         return 0
-    with LocalLauncher() as launcher:
+    machine: Machine = getattr(args, "machine", Machine())
+    with LocalLauncher(machine=machine) as launcher:
+        if machine.index:
+            return _help_out(args, config, directory, source, launcher)
         outcome = run_node(
             args.stage,
             config,
@@ -124,6 +143,13 @@ def stage(args: argparse.Namespace) -> int:
     if outcome.code:
         print(_failure(directory.name, args.stage, directory, outcome), file=sys.stderr)
     return _exit_code(outcome)
+
+
+def _help_out(args: argparse.Namespace, config: Config, directory: Path, source: str, launcher: LocalLauncher) -> int:
+    """Ranks of a machine other than the first, which prepares the run directory and publishes."""
+    state = await_prepared(args.stage, config, directory, source)
+    print(f"── {directory.name} ({args.stage}): {'skip, done' if state.status == 'done' else 'helping'}")
+    return 0 if state.status == "done" else launcher.run_stage(args.stage, directory, args.ranks or 1)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ another run is renamed to `NAME.previous-<its fingerprint>`.
 import contextlib
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+_POLL_SEC, _SAY_EVERY_SEC = 0.2, 30.0
 _DOING = {"done": "skip, done", "to do": "running"}
 
 
@@ -206,6 +208,28 @@ def locked(directory: Path) -> Iterator[None]:
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+def await_prepared(stage: str, config: Config, directory: Path, source: str) -> State:
+    """On a machine other than the first: wait until that one has made the run directory ready.
+
+    Returns:
+        `done` if there is nothing to do, else `to do`.
+    """
+    run, said = RunDir(directory), time.monotonic()
+    wanted = fingerprint(stage, config, read_parents(config, source), raw_data=False)
+    while True:
+        record = read_run_json(run)
+        if record.get("fingerprint_without_raw_data") == wanted and run.config.exists():
+            if not run.manifest.exists():
+                return State("to do", str(record["fingerprint"]))
+            state = inspect(stage, config, directory, source)
+            if state.status == "done":
+                return state
+        time.sleep(_POLL_SEC)
+        if time.monotonic() - said > _SAY_EVERY_SEC:
+            said = time.monotonic()
+            print(f"waiting for the first machine (--machine 0/…) to begin in {directory}", file=sys.stderr)
 
 
 def run_node(

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from hdtrain.config.stages import STAGES
+from hdtrain.distributed.world import Machine
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.__main__ import MISTAKE, OUTCOME_VARIABLE, STOPPED
 from launchers.processes import environment, has_gpu, start
@@ -42,9 +43,11 @@ class LocalLauncher:
     Args:
         warm: keep a worker with torch imported, which pays from the second torch stage on. Not used where there is a
             GPU: a process that touched CUDA cannot be forked.
+        machine: which of several machines this is; for stages without torch.
     """
 
-    def __init__(self, *, warm: bool = False):
+    def __init__(self, *, warm: bool = False, machine: Machine | None = None):
+        self._machine = machine or Machine()
         self._worker = WarmWorker(environment()) if warm and not has_gpu() else None
 
     def __enter__(self) -> "LocalLauncher":
@@ -65,39 +68,41 @@ class LocalLauncher:
             KeyboardInterrupt: a signal came, and the stage is not one that saves and leaves with 3; holds its number.
         """
         run = RunDir(run_dir)
-        log = next_log(run)
+        log = next_log(run, f"-machine{self._machine.index}" if self._machine.count > 1 else "")
         ranks = 1 if STAGES[stage].one_process else ranks
         with _Tee(log) as tee:
             running = self._start(stage, run, ranks, tee)
             with _forwarding(running) as received:
                 code = running.wait()
-        if ranks > 1:
-            code = _explain_ranks(run, log, code)
+        if ranks * self._machine.count > 1:
+            code = _explain_ranks(_outcome(run, self._machine), log, code)
         if received and code not in (MISTAKE, STOPPED):
             raise KeyboardInterrupt(received[0])
         return code
 
     def _start(self, stage: str, run: RunDir, ranks: int, tee: "_Tee") -> "_Stage":
-        if ranks > 1:
-            _outcome(run).unlink(missing_ok=True)
-            variables = {**environment(), OUTCOME_VARIABLE: str(_outcome(run))}
-            start_ranks = start_torchrun if STAGES[stage].needs_torch else start_processes
-            return start_ranks(stage, run.path, ranks, variables, stdout=tee.input, log=tee.log)
+        if ranks * self._machine.count > 1:
+            outcome = _outcome(run, self._machine)
+            outcome.unlink(missing_ok=True)
+            variables = {**environment(), OUTCOME_VARIABLE: str(outcome)}
+            if STAGES[stage].needs_torch:
+                return start_torchrun(stage, run.path, ranks, variables, stdout=tee.input, log=tee.log)
+            return start_processes(stage, run.path, ranks, variables, stdout=tee.input, machine=self._machine)
         if self._worker and STAGES[stage].needs_torch:
             return self._worker.start(stage, run.path, tee.input)
         command = [sys.executable, "-m", "hdtrain.stages", stage, str(run.path)]
         return start(command, environment(), stdout=tee.input, stderr=tee.input)
 
 
-def _outcome(run: RunDir) -> Path:
-    return run.logs / "outcome.json"
+def _outcome(run: RunDir, machine: Machine) -> Path:
+    return run.logs / f"outcome-{machine.index}.json"
 
 
-def _explain_ranks(run: RunDir, log: Path, code: int) -> int:
+def _explain_ranks(outcome: Path, log: Path, code: int) -> int:
     """The exit code that the ranks meant, with one message where torchrun has a long one."""
-    if _outcome(run).exists():
-        told: dict[str, Any] = json.loads(_outcome(run).read_bytes())
-        _outcome(run).unlink()
+    if outcome.exists():
+        told: dict[str, Any] = json.loads(outcome.read_bytes())
+        outcome.unlink()
         if told["message"]:
             with log.open("a") as stream:
                 print(f"error: {told['message']}", file=stream)
@@ -132,11 +137,12 @@ def _forwarding(stage: _Stage) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def next_log(run: RunDir) -> Path:
+def next_log(run: RunDir, suffix: str = "") -> Path:
     """The log of the next attempt: `logs/001.log`, `logs/002.log`, …"""
     run.logs.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.stem) for path in run.logs.glob("*.log") if path.stem.isdecimal()]
-    return run.logs / f"{max(numbers, default=0) + 1:03d}.log"
+    stems = [path.stem.removesuffix(suffix) for path in run.logs.glob(f"*{suffix}.log")]
+    number = max((int(stem) for stem in stems if stem.isdecimal()), default=0) + 1
+    return run.logs / f"{number:03d}{suffix}.log"
 
 
 class _Tee:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from hdtrain.distributed.world import Machine
 from launchers.processes import children, start
 
 _POLL_SEC = 0.02
@@ -24,11 +25,15 @@ def start_torchrun(
 
 
 def start_processes(
-    stage: str, run_dir: Path, ranks: int, variables: Mapping[str, str], *, stdout: int, log: int
+    stage: str, run_dir: Path, ranks: int, variables: Mapping[str, str], *, stdout: int, machine: Machine
 ) -> "PlainRanks":
-    """Ranks that meet in their run directory (see `hdtrain.distributed.rendezvous`)."""
+    """This machine's ranks; all meet in their run directory (see `hdtrain.distributed.rendezvous`)."""
     command = [sys.executable, "-m", "hdtrain.stages", stage, str(run_dir)]
-    places = [{"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    size = str(ranks * machine.count)
+    places = [
+        {"RANK": str(machine.index * ranks + rank), "WORLD_SIZE": size, "LOCAL_RANK": str(rank)}
+        for rank in range(ranks)
+    ]
     return PlainRanks([start(command, {**variables, **place}, stdout=stdout, stderr=stdout) for place in places])
 
 

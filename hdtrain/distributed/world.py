@@ -9,6 +9,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Which of several machines this is, where each starts ranks of its own."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class World:
     """Rank, world size and local rank of this process."""
 

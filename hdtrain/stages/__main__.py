@@ -8,6 +8,7 @@ rank to fail writes `{"code": …, "message": …}` instead of printing.
 import contextlib
 import errno
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from hdtrain.config.stages import STAGES
 from hdtrain.distributed.processes import die_with_parent
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import HdtrainError
-from hdtrain.formats.atomic import write_json
 from hdtrain.formats.provenance import record_end, record_start
 from hdtrain.stages.base import StageContext
 
@@ -62,8 +62,9 @@ def _report(code: int, message: str) -> int:
         if message:
             print(f"error: {message}", file=sys.stderr)
         return code
-    if code and not Path(outcome).exists():
-        write_json(Path(outcome), {"code": code, "message": message})
+    if code:
+        with contextlib.suppress(FileExistsError), Path(outcome).open("x") as stream:  # of several the first counts
+            json.dump({"code": code, "message": message}, stream)
     # All ranks stop together, and torchrun would take the first one's exit code 3 for a failure and kill the others.
     return 0 if code == STOPPED else code
 

@@ -52,8 +52,8 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def start(config: Path, out: Path, ranks: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "hdtrain", "shard", str(config), "--out", str(out), "--ranks", str(ranks)]
+def start(config: Path, out: Path, ranks: int, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "hdtrain", "shard", str(config), "--out", str(out), "--ranks", str(ranks), *more]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -89,6 +89,34 @@ def test_three_processes_make_the_same_bytes(mixed: Path, alone: Run, tmp_path: 
     assert run.files == alone.files
     assert run.manifest.identity == alone.manifest.identity
     assert not RunDir(run.path).work.exists()
+
+
+def test_three_machines_share_the_work_whichever_begins_first(mixed: Path, alone: Run, tmp_path: Path) -> None:
+    run, said = RunDir(tmp_path / "run"), []
+    late = [start(mixed, run.path, 1, "--machine", f"{number}/3") for number in (2, 1)]
+    time.sleep(1.5)
+    assert not run.path.exists()
+    machines = [start(mixed, run.path, 1, "--machine", "0/3"), *late]
+    for process in machines:
+        said.append(process.communicate(timeout=120)[0])
+        assert process.returncode == 0, said[-1]
+    assert Run(run.path).files == alone.files
+    assert "1,390 ok" in said[0]
+    assert "helping" in said[1]
+    assert sorted(path.name for path in run.logs.glob("*.log")) == [f"001-machine{number}.log" for number in range(3)]
+    again = start(mixed, run.path, 1, "--machine", "1/3").communicate(timeout=60)[0]
+    assert "skip, done" in again
+
+
+def test_a_machine_that_fails_ends_the_others(make_images: MakeImages, tmp_path: Path) -> None:
+    raw = make_images("raw", 5)
+    (raw / "bad.png").write_bytes(b"")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"sources": [{"path": str(raw)}], "max_failed_share": 0}))
+    machines = [start(config, tmp_path / "run", 1, "--machine", f"{number}/2") for number in range(2)]
+    for process in machines:
+        assert "1 of 6 images cannot be used" in process.communicate(timeout=60)[0]
+        assert process.returncode == 2
 
 
 @pytest.mark.parametrize("seed", [0, 1])
