@@ -30,7 +30,9 @@ def recipe() -> dict:
 
     phi = {"kind": "classifier", "classifier": "@phi"}
     nodes |= {
-        "checked": {"stage": "verify", "config": {"images": "@labelled"}},
+        "resharded": {"stage": "reshard", "config": {"images": ["@labelled"], "samples_per_shard": 7}},
+        "checked": {"stage": "verify", "config": {"images": "@resharded"}},
+        "seen": {"stage": "inspect", "config": {"images": "@resharded"}},
         "selection": {
             "stage": "select",
             "config": {
@@ -76,7 +78,7 @@ class Row:
 
 EVERYTHING = set(recipe()["stages"])
 FROM_DECODER = {"decoder", "candidates", "selection", "arm-selective", "evaluation", "report"}
-WITHOUT_VAE = {"unlabelled", "labelled", "test", "checked", "phi", "arm-real"}
+WITHOUT_VAE = {"unlabelled", "labelled", "test", "resharded", "checked", "seen", "phi", "arm-real"}
 TABLE = [
     Row("from raw images to the report", EVERYTHING),
     Row("the same command again does nothing", set()),

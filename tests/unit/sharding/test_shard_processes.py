@@ -132,8 +132,9 @@ def test_killed_again_and_again_at_any_moment_with_other_numbers_of_processes(
         if process.poll() is not None:
             break
         kill(process)
-        assert not RunDir(out).manifest.exists()
         kills += 1
+        if RunDir(out).manifest.exists():  # it was just about to end
+            break
     if process.stdout and not process.stdout.closed:
         process.communicate()
     assert kills
