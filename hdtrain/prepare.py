@@ -255,6 +255,7 @@ def run_node(
         say: takes one line for people.
         again: run it although it is done.
     """
+    _check_place(directory, config, read_parents(config, source))  # before a lock is left there
     with locked(directory):
         state = inspect(stage, config, directory, source)
         if state.status == "done" and again:

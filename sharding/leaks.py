@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 
-_SHARED = {"patient": "patient", "slide": "slide", "key": "key", "pixels_id": "image (turned or mirrored copies too)"}
+_SHARED = {
+    "patient": ("patient", "patients"),
+    "slide": ("slide", "slides"),
+    "key": ("key", "keys"),
+    "pixels_id": ("image (turned or mirrored copies too)", "images (turned or mirrored copies too)"),
+}
 _SHOWN = 3
 
 
@@ -29,8 +34,15 @@ def find_leaks(directory: Path, manifest: Manifest, others: Sequence[tuple[Path,
             yield from _shared(column, what, (directory, manifest, mine), (path, other, theirs))
 
 
+def comparable(one: Path, other: Path) -> dict[str, list[int]]:
+    """How many different patients, slides, keys and images each of two data sets names: of none nothing can be said."""
+    tables = [_packed(one), _packed(other)]
+    counted = {"patient": "patients", "slide": "slides", "key": "keys", "pixels_id": "images"}
+    return {name: [len(pc.unique(table[column].drop_null())) for table in tables] for column, name in counted.items()}
+
+
 def _shared(
-    column: str, what: str, one: tuple[Path, Manifest, pa.Table], other: tuple[Path, Manifest, pa.Table]
+    column: str, what: tuple[str, str], one: tuple[Path, Manifest, pa.Table], other: tuple[Path, Manifest, pa.Table]
 ) -> Iterator[str]:
     values = pc.unique(one[2][column].drop_null())
     both = values.filter(pc.is_in(values, value_set=pc.unique(other[2][column].drop_null())))
@@ -41,7 +53,7 @@ def _shared(
         names = one[2].filter(pc.is_in(one[2][column], value_set=both))["key"].slice(0, _SHOWN).to_pylist()
     more = " …" if len(both) > _SHOWN else ""
     yield (
-        f"leak: {len(both)} {what}{'s' if len(both) > 1 else ''} of {one[0]} ({one[1].split}) "
+        f"leak: {len(both)} {what[len(both) > 1]} of {one[0]} ({one[1].split}) "
         f"also in {other[0]} ({other[1].split}): {', '.join(names)}{more}"
     )
 

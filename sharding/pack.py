@@ -21,6 +21,7 @@ import numpy as np
 from hdtrain.config.shards import ShardConfig
 from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
+from hdtrain.errors import DataError
 from hdtrain.formats.atomic import write_json
 from hdtrain.formats.manifest import FieldSpec, ShardEntry
 from hdtrain.formats.run_dir import RunDir
@@ -121,7 +122,11 @@ class _Packing:
         return len(units)
 
     def _plan(self, rows: Rows, readers: Sequence[Reader]) -> Plan:
+        if not len(rows):
+            raise DataError(f"{', '.join(str(reader.source.path) for reader in readers)}: no images")
         plan = make_plan(rows, readers, self.config)
+        for warning in plan.warnings:
+            print(f"warning: {warning}")
         identity = plan_identity(rows, plan, self.config)
         _drop_others(self.run, plan.splits, identity)
         plan.save(self.run.work, identity)

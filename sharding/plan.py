@@ -5,12 +5,13 @@ Everything here is a few numbers a sample (about 120 bytes at the peak); names a
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hdtrain.config.shards import ShardConfig
@@ -19,6 +20,7 @@ from hdtrain.formats.atomic import atomic_file, canonical_json, write_json
 from sharding.duplicates import first_of_equal, near_pairs
 from sharding.inputs import hashed_key
 from sharding.readers.base import Reader
+from sharding.readers.slide import NOT_A_SLIDE, SlideReader
 from sharding.sampling import draw, draw_even
 from sharding.sources import class_names
 from sharding.split import NONE, assign_splits
@@ -49,6 +51,8 @@ class Plan:
     """For each split its rows in packing order."""
     failed: list[dict[int, dict[str, int]]] = field(default_factory=list)
     """For each split, by shard, what was rejected on its way there, by reason."""
+    warnings: list[str] = field(default_factory=list)
+    """What the user should look at, though it stops nothing."""
     renamed: dict[int, str] = field(default_factory=dict)
     """Keys of rows whose names differ only in what a key cannot hold."""
 
@@ -83,6 +87,9 @@ def make_plan(rows: Rows, readers: Sequence[Reader], config: ShardConfig) -> Pla
     )
     sources = rows.column("source")
     check_usable(rows, plan.status, sources, readers, config)
+    for index, reader in enumerate(readers):
+        plan.warnings += _unmatched_names(rows, sources == index, reader)
+        plan.warnings += _lost_slides(rows, index, reader, config.max_failed_share)
     _find_duplicates(rows, plan, config)
     _rename(rows, plan, readers)
     _check_classes(plan, labels)
@@ -132,6 +139,43 @@ def check_usable(
             )
     if problems:
         raise DataError("; ".join(problems))
+
+
+def _unmatched_names(rows: Rows, here: NDArray[np.bool_], reader: Reader) -> Iterator[str]:
+    """A pattern that finds a field in some names and not in others."""
+    for name in {"slide", "patient"} & set(reader.source.pattern.groupindex if reader.source.pattern else ()):
+        without = np.flatnonzero(here & (rows.codes(name)[0] == NONE))
+        if len(without):
+            first = rows.take(without[:1], ("path",))[0]["path"]
+            yield (
+                f"source '{reader.source.name}': 'pattern' finds no {name} in {len(without):,} of {int(here.sum()):,} "
+                f"names, such as {first}; they count as of no {name}"
+            )
+
+
+def _lost_slides(rows: Rows, source: int, reader: Reader, max_failed_share: float) -> Iterator[str]:
+    """Whole slides that cannot be read are thousands of tiles each: named, and limited as a share of the slides.
+
+    Raises:
+        DataError: more of them than `max_failed_share`.
+    """
+    if not isinstance(reader, SlideReader):
+        return
+    lost: list[str] = []
+    for _, batch in rows.batches():
+        whole = pc.and_(pc.equal(batch.column("source"), source), pc.equal(batch.column("status"), REJECTED))
+        for row in batch.filter(pc.and_(whole, pc.is_null(batch.column("x")))).to_pylist():
+            if not (row["reason"] or "").startswith(f"{NOT_A_SLIDE}:"):
+                lost.append(f"{row['path']} ({row['reason']})")
+    if not lost:
+        return
+    total = sum(1 for _ in reader.units())
+    said = f"source '{reader.source.name}': {len(lost)} of {total} slides cannot be used: {'; '.join(lost[:3])}"
+    if len(lost) > max_failed_share * total:
+        raise DataError(
+            f"{said}; that is more than max_failed_share allows ({max_failed_share:.1%}); mend them or raise the limit"
+        )
+    yield said
 
 
 def _place(readers: Sequence[Reader], row: dict[str, Any]) -> str:

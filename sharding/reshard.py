@@ -13,11 +13,12 @@ from hdtrain.config.shards import ReshardConfig
 from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
 from hdtrain.errors import ShardError
+from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.index import SCHEMA, IndexWriter
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardReader, ShardWriter, Sidecar, is_complete, open_shards, sidecar_path
-from hdtrain.progress import Progress
+from hdtrain.progress import Progress, track
 from sharding.inputs import key_hash
 
 _OPEN_SHARDS = 64
@@ -41,11 +42,25 @@ class Resharding:
         count = -(-len(self.order) // self.config.samples_per_shard)
         return [self.run.shards / f"shard-{number:06d}.tar" for number in range(count)]
 
+    def check_share(self, world: World) -> None:
+        """Read this process's part of the old shards: what is damaged must not get a new checksum.
+
+        Raises:
+            ShardError: a shard is missing or altered.
+        """
+        entries = [(directory, entry) for directory, manifest in self.datasets for entry in manifest.shards]
+        mine = world.share(entries)
+        for directory, entry in track(mine, len(mine), "check", "shard") if world.is_main else mine:
+            path = directory / entry.name
+            if not path.is_file() or sha256_file(path) != entry.sha256:
+                raise ShardError(
+                    f"{path} is missing or altered since it was written; `hdtrain verify` says what is hit"
+                )
+
     def write_share(self, world: World) -> None:
         """Write this process's shards, those that are complete left as they are."""
         size = self.config.samples_per_shard
-        mine = [(number, path) for number, path in enumerate(self.shards) if not is_complete(path)]
-        mine = list(world.share(mine))
+        mine = [(number, path) for number, path in world.share(list(enumerate(self.shards))) if not is_complete(path)]
         total = sum(len(self.order[number * size : (number + 1) * size]) for number, _ in mine)
         with Progress("reshard", total, enabled=world.is_main) as progress:
             for number, path in mine:
@@ -99,6 +114,8 @@ def reshard(config: ReshardConfig, datasets: Sequence[tuple[Path, Manifest]], ru
     run.work.mkdir(parents=True, exist_ok=True)
     with Rendezvous(run.work / "processes", world) as meeting:
         work = Resharding(config, datasets, run)
+        work.check_share(world)
+        meeting.barrier("checked")
         if world.is_main:
             work.write_index()
         work.write_share(world)

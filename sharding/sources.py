@@ -41,14 +41,16 @@ def _check_folders(readers: list[Reader], wanted: list[str] | None) -> None:
 
 
 def class_names(labels: Iterable[str], readers: list[Reader], wanted: list[str] | None) -> list[str] | None:
-    """The classes in label order, from the labels that the inputs carry and from class folders; None: unlabelled.
+    """The classes in label order, from the labels of the inputs and from class folders; None: unlabelled.
+
+    In the order of their names, or of their numbers where all are numbers.
 
     Raises:
         DataError: a label that is not among the configured ones.
     """
     found = {*labels, *(name for reader in readers for name in reader.classes or [])}
     if wanted is None:
-        return sorted(found) or None
+        return sorted(found, key=int if all(name.isdecimal() for name in found) else None) or None
     unknown = sorted(found - set(wanted))
     if unknown:
         paths = ", ".join(str(Path(reader.source.path)) for reader in readers)

@@ -26,7 +26,7 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
 from hdtrain.progress import track
 from sharding.inputs import key_hash
-from sharding.leaks import find_leaks
+from sharding.leaks import comparable, find_leaks
 from sharding.verify_shard import check_shard
 
 _NO_SAMPLE = np.empty(0, np.uint64)
@@ -111,6 +111,11 @@ def _merge(
     if not unread and published is not None and dict(published) != counts:
         problems.append(f"class counts in the shards are {counts}, the manifest says {published}")
     problems += find_leaks(config.images, manifest, others)
+    listed = {entry.name for entry in manifest.shards}
+    strays = [
+        path for path in sorted(RunDir(config.images).shards.glob("*.tar")) if f"shards/{path.name}" not in listed
+    ]
+    problems += [f"{path}: not in the manifest, and would be read by whoever takes *.tar; remove it" for path in strays]
     if problems:
         plural = "s" if len(problems) > 1 else ""
         raise ShardError("\n  ".join([f"{config.images}: {len(problems)} problem{plural} in the shards", *problems]))
@@ -120,6 +125,7 @@ def _merge(
         "num_looked_at": min(config.sample or manifest.num_samples, manifest.num_samples),
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "class_counts": counts,
+        "compared_with": {str(path): comparable(config.images, path) for path, _ in others},
     }
 
 

@@ -46,6 +46,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _reason(error: yaml.YAMLError) -> str:
+    """What PyYAML found, and where in the value; a backslash wants single quotes or to be doubled."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    where = f" at character {mark.column + 1}" if mark else ""
+    hint = "; write \\\\ for a backslash in double quotes" if "escape" in problem else ""
+    return f"{problem}{where}{hint}"
+
+
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     """`["a.b=1"]` to `{"a.b": 1}`; values are YAML, so `[1, 2]`, `true` and `null` mean what they mean there."""
     overrides, problems = {}, []
@@ -55,9 +63,9 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             problems.append(f"'{pair}': expected key=value")
             continue
         try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(f"'{pair}': the value is not YAML")
+            overrides[key] = yaml.load(text, _UniqueKeys)
+        except yaml.YAMLError as error:
+            problems.append(f"'{pair}': the value is not YAML: {_reason(error)}")
     if problems:
         raise ConfigError("command line", problems)
     return overrides

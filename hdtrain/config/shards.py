@@ -8,6 +8,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from hdtrain.config.base import Config, ImagesParent, RawData
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+RESERVED_NAMES = frozenset({"shards", "logs", "work", "tb", "checkpoints", "model", "parts"})
+"""What a run directory holds itself."""
 SplitName = Annotated[str, StringConstraints(pattern=f"^{SPLIT_NAME.pattern}$")]
 Layout = Literal["auto", "class-folders", "flat", "tcga", "hdf5", "pannuke", "parquet", "webdataset", "slide"]
 
@@ -149,6 +151,11 @@ class ShardConfig(Config):
         if any(fixed) and not self.splits and not all(fixed):
             raise ValueError("give every source a 'split', or say under 'splits' where the other sources go")
         names = self.split_names
+        taken = sorted(RESERVED_NAMES & set(names))
+        if taken and len(names) > 1:
+            raise ValueError(f"a split cannot be named {', '.join(taken)}: a run directory has a folder of that name")
+        if self.sample and self.max_samples:
+            raise ValueError("'max_samples' would upset what 'sample' draws by class; give one of them")
         unknown = sorted({*(name for name in (self.sample and self.sample.splits) or ())} - set(names))
         if unknown:
             raise ValueError(f"sample.splits: no split named {', '.join(unknown)}; there are {', '.join(names)}")

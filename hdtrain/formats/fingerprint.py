@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.config.base import Config, InputFile, InputTree, Kinds, incidental, references
-from hdtrain.errors import ConfigError, ManifestError
+from hdtrain.errors import ConfigError, DataError, ManifestError
 from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
 from hdtrain.formats.manifest import Manifest, read_manifest
 
@@ -72,13 +72,17 @@ def listing_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
     """(name below the root, bytes) of every file, in the order of the names; half a million a few seconds."""
+    state = os.stat(folder)  # noqa: PTH116  a Path for every folder costs more than the call
+    if (state.st_dev, state.st_ino) in above:
+        raise DataError(f"{folder}: a link to a folder that holds it; remove the link")
+    above = (*above, (state.st_dev, state.st_ino))
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         if entry.is_dir():
-            yield from _files(entry.path, f"{prefix}{entry.name}/")
+            yield from _files(entry.path, f"{prefix}{entry.name}/", above)
         elif entry.is_file():
             yield prefix + entry.name, entry.stat().st_size
 

@@ -108,7 +108,9 @@ def read_manifest(directory: Path, kinds: tuple[str, ...] = ()) -> Manifest:
         where = ".".join(map(str, first["loc"]))
         raise ManifestError(f"manifest {path} is damaged: {where}: {first['msg']}") from None
     if kinds and manifest.kind not in kinds:
-        raise ManifestError(f"manifest {path} is of kind '{manifest.kind}', expected {' or '.join(kinds)}")
+        below = sorted(str(found.parent) for found in directory.glob("*/manifest.json")) if "images" in kinds else []
+        hint = f"; its data sets are {', '.join(below)}" if below else ""
+        raise ManifestError(f"manifest {path} is of kind '{manifest.kind}', expected {' or '.join(kinds)}{hint}")
     return manifest
 
 

@@ -15,4 +15,6 @@ def run(config: InspectConfig, context: StageContext) -> None:
     for name, source in figures["sources"].items():
         stains = ", ".join(f"{stain} {source[stain]['mean']:.3f}" for stain in ("lightness", "haematoxylin", "eosin"))
         print(f"{name}: {source['num']:,} images looked at, mean {stains}")
+    if figures["num_unreadable"]:
+        print(f"warning: {figures['num_unreadable']} images cannot be decoded; `hdtrain verify` names them")
     print(f"inspect: {path.with_name('contact.png')}, {path.with_name('histograms.png')}")

@@ -5,10 +5,13 @@ Publishes `RUN`; with several splits `RUN/SPLIT` for each of them and, last, `RU
 
 import shutil
 import time
+from collections.abc import Iterator
 
 from hdtrain.config.shards import ShardConfig
 from hdtrain.stages.base import StageContext
 from sharding.pack import Packed, pack
+
+_SHOWN_CLASSES = 20
 
 
 def run(config: ShardConfig, context: StageContext) -> None:
@@ -32,7 +35,22 @@ def run(config: ShardConfig, context: StageContext) -> None:
         samples = {data.name: sum(shard.samples for shard in data.shards) for data in packed}
         context.publish(kind="splits", files=[context.run.index], classes=packed[0].classes, info={"samples": samples})
     shutil.rmtree(context.run.work)
+    for data in packed:
+        for line in class_lines(data):
+            print(line)
     print(summary(packed, time.monotonic() - start))
+
+
+def class_lines(data: Packed) -> Iterator[str]:
+    """The classes and how many samples each has; a class without any is a warning."""
+    counts: dict[str, int] = data.info["class_counts"]
+    if not counts:
+        return
+    named = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:_SHOWN_CLASSES])
+    yield f"{data.name}: {len(counts)} classes: {named}{' …' if len(counts) > _SHOWN_CLASSES else ''}"
+    missing = [name for name, count in counts.items() if not count]
+    if missing:
+        yield f"warning: split '{data.name}' has no image of {', '.join(missing)}"
 
 
 def summary(packed: list[Packed], seconds: float) -> str:

@@ -16,4 +16,7 @@ def run(config: VerifyConfig, context: StageContext) -> None:
     context.publish(info=figures)
     shutil.rmtree(context.run.work)
     looked = "" if figures["num_looked_at"] == figures["num_samples"] else f" ({figures['num_looked_at']:,} looked at)"
+    for path, counts in figures["compared_with"].items():
+        compared = ", ".join(f"{mine:,} {name} with {theirs:,}" for name, (mine, theirs) in counts.items())
+        print(f"verify: nothing in common with {path}; compared {compared}")
     print(f"verify: {figures['num_samples']:,} samples{looked} in {figures['num_shards']:,} shards are whole")

@@ -23,6 +23,8 @@ __all__ = ["SLIDE_SUFFIXES", "SlideReader"]
 _TCGA_PATIENT = re.compile(r"TCGA-\w\w-\w{4}(?!\w)")
 _SLIDES_TO_MEASURE = 8
 
+NOT_A_SLIDE = "not a slide"
+
 
 class SlideReader(Reader):
     """One slide file, or a folder with slides at any depth."""
@@ -78,7 +80,7 @@ class SlideReader(Reader):
     def _view(self, file: Path) -> View:
         config = self.source.config
         if file.suffix.lower() not in SLIDE_SUFFIXES:
-            raise UnusableError(f"not a slide: {file.suffix.lower()} file")
+            raise UnusableError(f"{NOT_A_SLIDE}: {file.suffix.lower()} file")
         view = View.of(open_slide(file, config.slide_reader), config.target_mpp, config.mpp)
         if min(view.width, view.height) < config.tile_px:
             raise UnusableError(f"smaller than a tile of {config.tile_px} px")

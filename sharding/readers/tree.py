@@ -180,6 +180,8 @@ class FolderTree(Tree):
                             _refuse_loop(entry.path)
                     elif suffix(name) in self.suffixes:
                         files.append(name)
+                    elif entry.is_symlink() and not entry.is_file():
+                        raise DataError(f"{as_text(entry.path)}: a link that leads nowhere; mend or remove it")
         except OSError as error:
             raise DataError(f"{as_text(folder)}: the folder cannot be read: {error.strerror}") from None
         return Listing(sorted(folders), sorted(files))

@@ -28,7 +28,7 @@ def test_all_unreadable_overrides_are_named():
     assert caught.value.problems == [
         "'lr': expected key=value",
         "'=3': expected key=value",
-        "'a=[1': the value is not YAML",
+        "'a=[1': the value is not YAML: expected ',' or ']', but got '<stream end>' at character 3",
     ]
 
 
@@ -123,3 +123,10 @@ def test_a_key_that_occurs_twice_is_a_mistake_and_a_merged_one_is_not(tmp_path):
         read_yaml(tmp_path / "twice.yaml")
     (tmp_path / "merged.yaml").write_text("a: &a {c: 1, d: 2}\nb: {<<: *a, c: 3}\ne: *a\n")
     assert read_yaml(tmp_path / "merged.yaml") == {"a": {"c": 1, "d": 2}, "b": {"c": 3, "d": 2}, "e": {"c": 1, "d": 2}}
+
+
+def test_an_override_with_a_key_twice_or_a_wrong_escape_says_why():
+    with pytest.raises(ConfigError, match="key 'path' occurs twice"):
+        parse_overrides(["sources=[{path: a, path: b}]"])
+    with pytest.raises(ConfigError, match=r"unknown escape character 'd' at character 5; write .* for a backslash"):
+        parse_overrides(['x=["P\\d"]'])

@@ -127,3 +127,26 @@ def test_a_data_set_without_index_cannot_be_compared_and_says_so(packed: Run, tm
     shutil.copy(RunDir(packed.path).manifest, other)
     said = message(tmp_path / "v", images=str(packed.path), disjoint_from=[str(other)])
     assert f"{other}: no index.parquet, so it cannot be compared" in said
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_share_the_new_shards(packed: Run, tmp_path: Path, cli: Callable[..., object], ranks: int) -> None:
+    command = ["reshard", f"images=[{packed.path}]", "samples_per_shard=4", "--ranks"]
+    cli(*command, 1, "--out", "one")
+    cli(*command, ranks, "--out", "several")
+    assert Run(tmp_path / "several").files == Run(tmp_path / "one").files
+
+
+def test_a_damaged_shard_does_not_get_a_new_checksum(packed: Run, tmp_path: Path) -> None:
+    tar = sorted(RunDir(packed.path).shards.glob("*.tar"))[1]
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"{tar.name} is missing or altered since it was written"):
+        run("reshard", reshard, tmp_path / "again", images=[str(packed.path)])
+
+
+def test_a_tar_that_the_manifest_does_not_know_is_found(packed: Run, tmp_path: Path) -> None:
+    stray = RunDir(packed.path).shards / "shard-000099.tar"
+    stray.write_bytes(b"")
+    assert f"{stray}: not in the manifest" in message(tmp_path / "v", images=str(packed.path))

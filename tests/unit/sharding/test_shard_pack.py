@@ -310,11 +310,19 @@ def test_tiles_without_tissue_are_background(pack: Pack, make_images: MakeImages
         pack("white", sources=[{**source, "min_tissue": 0.5}])
 
 
-def test_an_unreadable_slide_is_counted_not_fatal_beside_good_ones(pack: Pack, make_images: MakeImages) -> None:
+def test_an_unreadable_slide_is_named_and_too_many_of_them_are_fatal(
+    pack: Pack, make_images: MakeImages, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = make_images("raw", 0)
     (raw / "bad.svs").write_bytes(b"II*\0" + b"\0" * 50)
     Image.fromarray(noise(64)).save(raw / "good.tif")
-    run = pack(sources=[{"path": str(raw), "layout": "slide", "tile_px": 16}], max_failed_share=0.1)
+    sources = [{"path": str(raw), "layout": "slide", "tile_px": 16}]
+    with pytest.raises(
+        DataError, match=r"1 of 2 slides cannot be used: bad.svs \(truncated or damaged\); that"
+    ):
+        pack("few", sources=sources, max_failed_share=0.1)
+    run = pack(sources=sources, max_failed_share=0.5)
+    assert "warning: source 'raw': 1 of 2 slides cannot be used: bad.svs" in capsys.readouterr().out
     assert run.manifest.num_samples == 16
     (bad,) = [row for row in run.index.values() if row["status"] == "rejected"]
     assert (bad["path"], bad["reason"]) == ("bad.svs", "truncated or damaged")

@@ -214,3 +214,67 @@ def test_a_file_name_that_is_no_utf8_is_packed(pack: Pack, make_images: MakeImag
     run = pack(sources=[{"path": str(raw)}])
     assert set(run.samples) == {"raw_000", "raw_gr-xf6sse"}
     assert run.index["raw_gr-xf6sse"]["path"] == r"gr\xf6sse.png"
+
+
+def test_a_pattern_that_misses_some_names_is_a_warning(
+    pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = patients(tmp_path / "raw", {"P10": 4, "P11": 4})
+    Image.fromarray(noise(seed=77)).save(raw / "a" / "odd.png")
+    pack(sources=[{"path": str(raw), "pattern": PATTERN}])
+    said = capsys.readouterr().out
+    assert "warning: source 'raw': 'pattern' finds no patient in 1 of 9 names, such as a/odd.png" in said
+
+
+def test_the_classes_are_printed_and_one_that_a_split_lacks_is_a_warning(
+    pack: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = patients(tmp_path / "raw", {f"P{number}": 4 for number in range(10, 20)})
+    (raw / "c").mkdir()
+    for number in range(6):  # a class of one patient alone
+        Image.fromarray(noise(seed=500 + number)).save(raw / "c" / f"P30_S300_{number}.png")
+    pack(sources=[{"path": str(raw), "pattern": PATTERN}], splits={"shares": {"train": 0.5, "test": 0.5}})
+    said = capsys.readouterr().out
+    assert said.count("3 classes: a ") == 2
+    assert said.count("has no image of c") == 1
+
+
+def test_numbers_as_classes_are_in_the_order_of_numbers(pack: Pack, make_images: MakeImages) -> None:
+    raw = make_images("raw", {str(number): 1 for number in (10, 2, 0, 1, 11)})
+    run = pack(sources=[{"path": str(raw), "layout": "class-folders"}])
+    assert run.manifest.classes == ["0", "1", "2", "10", "11"]
+
+
+def test_a_link_that_leads_nowhere_or_in_a_circle_is_named(pack: Pack, make_images: MakeImages, cli) -> None:  # type: ignore[no-untyped-def]
+    raw = make_images("raw", {"a": 2, "b": 2})
+    (raw / "c").symlink_to(raw / "unmounted")
+    with pytest.raises(DataError, match="raw/c: a link that leads nowhere"):
+        pack("one", sources=[{"path": str(raw)}])
+    (raw / "c").unlink()
+    (raw / "a" / "loop").symlink_to(raw)
+    done = cli("shard", "sources=[{path: raw}]", "--out", "two", code=2)
+    assert "a link to a folder that holds it" in done.stderr
+
+
+def test_a_parquet_file_without_rows_has_no_images(pack: Pack, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("image", pa.binary())])
+    pq.write_table(pa.Table.from_pylist([], schema=schema), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty.parquet: no images"):
+        pack(sources=[{"path": str(tmp_path / "empty.parquet")}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sample": {"mode": "equal", "per_class": 1}, "max_samples": 3}, "give one of them"),
+        ({"splits": {"shares": {"shards": 0.5, "logs": 0.5}}}, "cannot be named logs, shards"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, object], problem: str) -> None:
+    from hdtrain.config.shards import ShardConfig
+
+    with pytest.raises(ValueError, match=problem):
+        ShardConfig.model_validate({"sources": [{"path": "a"}], **changes})

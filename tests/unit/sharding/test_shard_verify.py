@@ -37,7 +37,7 @@ def rewrite_manifest(run: Run, **changes: object) -> None:
 
 def test_whole_shards_give_their_figures(packed: Run, check: Check) -> None:
     total = sum(path.stat().st_size for path in RunDir(packed.path).shards.glob("*.tar"))
-    expected = {"num_samples": 9, "num_shards": 3, "num_looked_at": 9, "bytes": total}
+    expected = {"num_samples": 9, "num_shards": 3, "num_looked_at": 9, "bytes": total, "compared_with": {}}
     expected["class_counts"] = {"a": 5, "b": 4}
     assert check(packed.path) == expected
     assert check(packed.path, decode=False) == expected
