@@ -135,7 +135,7 @@ def check_usable(
             unusable = f", {int((here == REJECTED).sum()):,} more cannot be used" if (here == REJECTED).any() else ""
             problems.append(
                 f"source '{reader.source.name}': {num_ok:,} images{unusable}, expected {expected:,}: {short}; "
-                f"complete {reader.source.path}, or take 'expect' out"
+                f"{'complete' if num_ok < expected else 'look into'} {reader.source.path}, or take 'expect' out"
             )
     if problems:
         raise DataError("; ".join(problems))

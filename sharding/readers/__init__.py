@@ -47,9 +47,21 @@ def open_source(config: SourceConfig, alpha: Alpha = "white") -> Reader:
     except OSError as error:
         raise DataError(f"{config.path}: unreadable: {error.strerror} (source '{source.name}')") from None
     reader = _READERS[recognise(config.path) if config.layout == "auto" else config.layout](source)
+    _check_keys(reader)
     if source.pattern:
         _check_pattern(reader)
     return reader
+
+
+def _check_keys(reader: Reader) -> None:
+    """Raise DataError for keys that this layout has no use for: whoever set them expects something of them."""
+    config = reader.source.config
+    where = f"source '{reader.source.name}'"
+    if config.target_mpp is not None and not isinstance(reader, SlideReader):
+        raise DataError(f"{where}: target_mpp resamples slides, but {config.path} is not read as slides; leave it out")
+    given = [name for name, value in config.columns if value is not None]
+    if given and not isinstance(reader, Hdf5Reader | NpyReader | ParquetReader | WebDatasetReader):
+        raise DataError(f"{where}: columns.{given[0]} means nothing to folders of images and slides; leave it out")
 
 
 def _check_pattern(reader: Reader) -> None:

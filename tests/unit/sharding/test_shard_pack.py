@@ -317,9 +317,7 @@ def test_an_unreadable_slide_is_named_and_too_many_of_them_are_fatal(
     (raw / "bad.svs").write_bytes(b"II*\0" + b"\0" * 50)
     Image.fromarray(noise(64)).save(raw / "good.tif")
     sources = [{"path": str(raw), "layout": "slide", "tile_px": 16}]
-    with pytest.raises(
-        DataError, match=r"1 of 2 slides cannot be used: bad.svs \(truncated or damaged\); that"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 slides cannot be used: bad.svs \(truncated or damaged\); that"):
         pack("few", sources=sources, max_failed_share=0.1)
     run = pack(sources=sources, max_failed_share=0.5)
     assert "warning: source 'raw': 1 of 2 slides cannot be used: bad.svs" in capsys.readouterr().out

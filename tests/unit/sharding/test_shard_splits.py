@@ -278,3 +278,17 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, obje
 
     with pytest.raises(ValueError, match=problem):
         ShardConfig.model_validate({"sources": [{"path": "a"}], **changes})
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"target_mpp": 0.5}, "target_mpp resamples slides"),
+        ({"columns": {"label": "type"}}, "columns.label means nothing to folders"),
+    ],
+)
+def test_keys_that_a_layout_has_no_use_for_are_refused(
+    pack: Pack, make_images: MakeImages, source: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        pack(sources=[{"path": str(make_images("raw", 3)), **source}])
