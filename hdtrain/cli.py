@@ -147,7 +147,7 @@ def stage(args: argparse.Namespace) -> int:
 
 def _help_out(args: argparse.Namespace, config: Config, directory: Path, source: str, launcher: LocalLauncher) -> int:
     """Ranks of a machine other than the first, which prepares the run directory and publishes."""
-    state = await_prepared(args.stage, config, directory, source)
+    state = await_prepared(args.stage, config, directory, source, STAGES[args.stage].repeats)
     print(f"── {directory.name} ({args.stage}): {'skip, done' if state.status == 'done' else 'helping'}")
     return 0 if state.status == "done" else launcher.run_stage(args.stage, directory, args.ranks or 1)
 

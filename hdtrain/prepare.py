@@ -210,8 +210,15 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def await_prepared(stage: str, config: Config, directory: Path, source: str) -> State:
+def await_prepared(stage: str, config: Config, directory: Path, source: str, again: bool = False) -> State:
     """On a machine other than the first: wait until that one has made the run directory ready.
+
+    Args:
+        stage: its name.
+        config: as `resolve` gives it.
+        directory: the run directory.
+        source: where the config came from, for messages.
+        again: the first machine runs it although it is done, so what is published there is not the end.
 
     Returns:
         `done` if there is nothing to do, else `to do`.
@@ -224,7 +231,7 @@ def await_prepared(stage: str, config: Config, directory: Path, source: str) -> 
             if not run.manifest.exists():
                 return State("to do", str(record["fingerprint"]))
             state = inspect(stage, config, directory, source)
-            if state.status == "done":
+            if state.status == "done" and not again:
                 return state
         time.sleep(_POLL_SEC)
         if time.monotonic() - said > _SAY_EVERY_SEC:

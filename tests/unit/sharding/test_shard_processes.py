@@ -108,6 +108,16 @@ def test_three_machines_share_the_work_whichever_begins_first(mixed: Path, alone
     assert "skip, done" in again
 
 
+def test_machines_verify_again_together(alone: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hdtrain", "verify", f"images={alone.path}", "--out", tmp_path / "v", "--machine"]
+    for _ in range(2):  # the second time something is published there already
+        late = subprocess.Popen([*command, "1/2"], stdout=subprocess.PIPE, text=True)
+        time.sleep(0.7)
+        first = subprocess.run([*command, "0/2"], capture_output=True, text=True, check=True, timeout=60)
+        assert "verify: 1,390 samples in 24 shards are whole" in first.stdout
+        assert "helping" in late.communicate(timeout=60)[0]
+
+
 def test_a_machine_that_fails_ends_the_others(make_images: MakeImages, tmp_path: Path) -> None:
     raw = make_images("raw", 5)
     (raw / "bad.png").write_bytes(b"")
