@@ -44,8 +44,9 @@ def test_a_slow_disk_shows_as_data_wait(chain, tmp_path, monkeypatch):
     assert slow[0] == pytest.approx(slow[1], rel=1e-5)
     assert len(slow[0]) == 3
     assert all(0 <= wait <= 1 for waits_ in (*fast, *slow) for wait in waits_)
-    assert min(slow[0]) > 0.4, "a batch takes 0.3 s to read"
-    assert min(fast[0]) < min(slow[0])
+    # The first steps live on what was read ahead while the model was set up; the last cannot.
+    assert slow[0][-1] > 0.4, "a batch takes 0.3 s to read"
+    assert sum(fast[0]) < sum(slow[0])
 
 
 def test_a_shard_that_vanishes_ends_the_run_with_a_message_and_coming_back_it_goes_on(chain, tmp_path, capsys):
