@@ -21,6 +21,7 @@ from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import ShardReader, open_shards
 from hdtrain.progress import track
 from sharding.images import Pixels, UnusableError, decode
+from sharding.sampling import draw_samples
 from sharding.tiles import tissue_share
 
 _STATISTICS_PX = 64
@@ -71,15 +72,10 @@ def inspect(config: InspectConfig, manifest: Manifest, out: Path) -> dict[str, A
 
 def _drawn(config: InspectConfig, manifest: Manifest) -> Iterator[tuple[ShardReader, int]]:
     """A seeded sample over the data set, shard by shard."""
-    total = manifest.num_samples
-    count = min(config.sample, total)
-    rows = np.random.Generator(np.random.PCG64(config.seed)).choice(total, count, replace=False)
-    ends = np.cumsum([entry.samples for entry in manifest.shards])
     readers = open_shards(config.images, manifest)
-    for shard in range(len(readers)):
-        start = int(ends[shard - 1]) if shard else 0
-        for row in np.sort(rows[(rows >= start) & (rows < ends[shard])]).tolist():
-            yield readers[shard], row - start
+    for shard, numbers in draw_samples(manifest, config.sample, config.seed).items():
+        for number in numbers:
+            yield readers[shard], number
 
 
 _NAMES = ("lightness", "a", "b", "haematoxylin", "eosin", "dab", "tissue_share")

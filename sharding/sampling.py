@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from hdtrain.config.shards import EvenSampling
 from hdtrain.errors import DataError
+from hdtrain.formats.manifest import Manifest
 
 
 def draw(population: NDArray[np.int64], count: int, seed: Sequence[int]) -> NDArray[np.int64]:
@@ -44,3 +45,15 @@ def draw_even(labels: NDArray[np.int32], classes: Sequence[str] | None, sampling
         for label, (rows, count) in enumerate(zip(members, counts, strict=True))
     ]
     return np.sort(np.concatenate(draws))
+
+
+def draw_samples(manifest: Manifest, count: int, seed: int) -> dict[int, list[int]]:
+    """`count` samples of a published data set (all, if there are no more): shard number to numbers in the shard."""
+    total = manifest.num_samples
+    rows = np.random.Generator(np.random.PCG64(seed)).choice(total, min(count, total), replace=False)
+    ends = np.cumsum([entry.samples for entry in manifest.shards])
+    chosen: dict[int, list[int]] = {}
+    for row in np.sort(rows).tolist():
+        shard = int(np.searchsorted(ends, row, side="right"))
+        chosen.setdefault(shard, []).append(row - (int(ends[shard - 1]) if shard else 0))
+    return chosen

@@ -27,6 +27,7 @@ from hdtrain.formats.shards import Sidecar, sidecar_path
 from hdtrain.progress import track
 from sharding.inputs import key_hash
 from sharding.leaks import comparable, find_leaks
+from sharding.sampling import draw_samples
 from sharding.verify_shard import check_shard
 
 _NO_SAMPLE = np.empty(0, np.uint64)
@@ -84,13 +85,7 @@ def _draw(config: VerifyConfig, manifest: Manifest) -> dict[int, list[int]] | No
     """Shard number to the samples to look at; None: everything."""
     if config.sample is None or config.sample >= manifest.num_samples:
         return None
-    drawn = np.random.Generator(np.random.PCG64(config.seed)).choice(manifest.num_samples, config.sample, replace=False)
-    ends = np.cumsum([entry.samples for entry in manifest.shards])
-    chosen: dict[int, list[int]] = {}
-    for row in np.sort(drawn).tolist():
-        shard = int(np.searchsorted(ends, row, side="right"))
-        chosen.setdefault(shard, []).append(row - (int(ends[shard - 1]) if shard else 0))
-    return chosen
+    return draw_samples(manifest, config.sample, config.seed)
 
 
 def _merge(
