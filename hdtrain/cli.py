@@ -2,13 +2,16 @@
 
     hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run] [key=value …]
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
+    hdtrain status RUN… [--json]
 
 The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped by a signal
 after saving, 130 interrupted, 128 + n killed by signal n.
 """
 
 import argparse
+import json
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from hdtrain.prepare import await_prepared, inspect, resolve, run_node
 from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
 from hdtrain.stages.__main__ import MISTAKE, STOPPED
 from launchers.local import LocalLauncher
+from launchers.processes import environment
 
 _PATHS = "Relative paths, in files and overrides alike, are relative to the current directory."
 
@@ -64,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="NODE", help="run this node alone; may be given again"
     )
     _common(command, "VARIABLE=value or NODE.dotted.key=value")
+    command = _command(commands, "status", "tell how far runs are", status)
+    command.set_defaults(overrides=[])
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a recipe's folder")
+    command.add_argument("--json", action="store_true", help="as JSON: a list of runs")
     for spec in STAGES.values():
         command = _command(commands, spec.name, spec.summary, stage)
         command.set_defaults(stage=spec.name)
@@ -76,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
                 default=Machine(),
                 metavar="I/N",
                 help="this is machine I of N that run it",
+            )
+        if spec.trains:
+            command.add_argument(
+                "--rate", type=_rate, metavar="IMG_PER_SEC", help="of one rank, measured elsewhere; for --dry-run"
             )
         _common(command, "dotted.key=value")
     return parser
@@ -114,6 +126,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected images a second above 0, got '{text}'")
+    return rate
+
+
 def stage(args: argparse.Namespace) -> int:
     """`hdtrain STAGE`: one run directory."""
     if "=" in args.config and not Path(args.config).exists():
@@ -126,7 +148,7 @@ def stage(args: argparse.Namespace) -> int:
     directory = args.out.expanduser().absolute()
     if args.dry_run:
         print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
-        return 0
+        return _estimate(args, config, directory) if STAGES[args.stage].trains else 0
     machine: Machine = getattr(args, "machine", Machine())
     with LocalLauncher(machine=machine) as launcher:
         if machine.index:
@@ -143,6 +165,22 @@ def stage(args: argparse.Namespace) -> int:
     if outcome.code:
         print(_failure(directory.name, args.stage, directory, outcome), file=sys.stderr)
     return _exit_code(outcome)
+
+
+def _estimate(args: argparse.Namespace, config: Config, directory: Path) -> int:
+    """What a training will take; in a process of its own, since it needs torch."""
+    command = [
+        sys.executable,
+        "-m",
+        "hdtrain.stages.estimate",
+        args.stage,
+        str(directory),
+        "--ranks",
+        str(args.ranks or 1),
+    ]
+    if args.rate:
+        command += ["--rate", str(args.rate)]
+    return subprocess.run(command, input=config.model_dump_json(), text=True, env=environment(), check=False).returncode
 
 
 def _help_out(args: argparse.Namespace, config: Config, directory: Path, source: str, launcher: LocalLauncher) -> int:
@@ -163,6 +201,21 @@ def run(args: argparse.Namespace) -> int:
     with LocalLauncher(warm=True) as launcher:
         ended = run_recipe(recipe, launcher, only)
     return _summary(recipe, ended)
+
+
+def status(args: argparse.Namespace) -> int:
+    """`hdtrain status`: a page for one run, a table for several."""
+    from hdtrain.reporting.status import find_runs, read_status
+    from hdtrain.reporting.status_text import status_notes, status_page, status_rows
+
+    found = [read_status(path) for path in find_runs(args.runs)]
+    if args.json:
+        print(json.dumps([one.tree() for one in found], indent=1, ensure_ascii=False))
+    elif args.runs == [Path(found[0].path)]:
+        print(status_page(found[0]))
+    else:
+        print("\n".join([_table(status_rows(found)), *status_notes(found)]))
+    return 0
 
 
 def _summary(recipe: Recipe, ended: list[tuple[Node, Outcome | None]]) -> int:

@@ -273,7 +273,7 @@ class _Resolver:
                 return None
             there = f"; it has {', '.join(data_sets)}" if data_sets and "images" in kinds else ""
             return f"{shown}: node '{name}' ({stage}) has no such data set for this key{there}"
-        publishes = STAGES[stage].publishes
+        publishes = (node.config.publishes if node else None) or STAGES[stage].publishes
         if publishes in kinds and not (publishes == "images" and data_sets):
             return None
         hint = f"; name one of its data sets, such as '@{name}/{data_sets[0]}'" if data_sets else ""

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import BatchConfig, ReaderConfig
+from hdtrain.config.engine import BatchConfig
+from hdtrain.config.training import ReaderConfig
 from hdtrain.data.images import TrainingImages
 from hdtrain.data.prefetch import Prefetcher
 from hdtrain.formats.manifest import Manifest, read_manifest

@@ -21,6 +21,11 @@ class Config(BaseModel):
         """Folders of the run directory in which the stage publishes image data sets; none: in the directory itself."""
         return []
 
+    @property
+    def publishes(self) -> str | None:
+        """Kind of the manifest, where the config decides; None: what the table of stages says."""
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def _complete_blocks(cls, data: Any) -> Any:
@@ -49,6 +54,9 @@ class InputFile:
 class InputTree:
     """Marks a path field as raw data whose names and sizes (not their place) belong to the stage's fingerprint."""
 
+    content: bool = False
+    """The files' content counts, not only names and sizes: weights of one architecture all have the same size."""
+
 
 @dataclass(frozen=True)
 class Incidental:
@@ -64,6 +72,7 @@ SelectionParent = Annotated[Path, Kinds(("selection",))]
 EvaluationParent = Annotated[Path, Kinds(("evaluation",))]
 WeightsFile = Annotated[Path, InputFile()]
 RawData = Annotated[Path, InputTree()]
+ForeignModel = Annotated[Path, InputTree(content=True)]
 
 
 @dataclass(frozen=True)

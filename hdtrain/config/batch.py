@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hdtrain.config.training import BatchConfig, DurationConfig
+from hdtrain.config.engine import BatchConfig, DurationConfig
 from hdtrain.errors import ConfigError
 
 

@@ -1,13 +1,15 @@
 """Named model sizes. A config names a preset; the preset is the only place where channel counts are written.
 
-Autoencoders are `diffusers.AutoencoderKL`, denoisers `diffusers.UNet2DModel`: a preset holds their keyword arguments.
+Autoencoders are `diffusers.AutoencoderKL`, denoisers `diffusers.UNet2DModel` (with a condition `UNet2DConditionModel`):
+a preset holds what their keyword arguments follow from.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-AutoencoderPreset = Literal["kl-f4", "kl-f4-small", "kl-f4-tiny"]
-DenoiserPreset = Literal["ldm4", "small", "tiny"]
+AutoencoderPreset = Literal["kl-f4", "kl-f4-small", "kl-f4-tiny", "kl-f8", "kl-f8-small", "kl-f8-tiny"]
+DenoiserPreset = Literal["ldm4", "histodiff", "small", "tiny"]
+"""The unconditional denoisers: what `train-ldm` trains."""
 ClassifierPreset = Literal["lae", "lae-small", "lae-tiny"]
 
 
@@ -29,13 +31,24 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Channels a level and which levels attend; `head_channels` is the width of one attention head."""
+    """Channels a level and which levels attend, as in LDM (Rombach et al. 2022) or ADM (Dhariwal & Nichol 2021)."""
 
     block_channels: tuple[int, ...]
     attention: tuple[bool, ...]
     layers_per_block: int
-    head_channels: int
+    head_channels: int | None
+    """Width of one attention head; None: one head a level."""
     norm_groups: int
+    adm: bool = False
+    """The timestep scales and shifts normalised features, and residual blocks change the resolution; else it is added,
+    and convolutions do."""
+    context_dim: int | None = None
+    """Width of the condition's tokens, which the attending levels look at; None: no condition."""
+
+    @property
+    def size_multiple(self) -> int:
+        """What the input's height and width must be a multiple of: they are halved between levels."""
+        return int(2 ** (len(self.block_channels) - 1))
 
 
 @dataclass(frozen=True)
@@ -53,10 +66,19 @@ AUTOENCODERS: dict[str, Autoencoder] = {
     "kl-f4": Autoencoder((128, 256, 512), 2, 3, 32, mid_attention=True),
     "kl-f4-small": Autoencoder((32, 64, 96), 1, 3, 16, mid_attention=True),
     "kl-f4-tiny": Autoencoder((16, 32, 48), 1, 3, 8, mid_attention=False),
+    "kl-f8": Autoencoder((128, 256, 512, 512), 2, 4, 32, mid_attention=True),
+    "kl-f8-small": Autoencoder((32, 64, 96, 96), 1, 4, 16, mid_attention=True),
+    "kl-f8-tiny": Autoencoder((16, 32, 48, 48), 1, 4, 8, mid_attention=False),
 }
+"""`kl-f4` is HistoDiffusion's, `kl-f8` LDM's (and Stable Diffusion's)."""
 
 DENOISERS: dict[str, Denoiser] = {
     "ldm4": Denoiser((224, 448, 672, 896), (False, True, True, True), 2, 32, 32),
+    # HistoDiffusion's released code has 8 heads at every level. UNet2DModel knows one width of head for all levels: 48
+    # gives 4, 8, 8 and 16. Neither the number of parameters nor the cost depends on it.
+    "histodiff": Denoiser((192, 384, 384, 768, 768), (True, True, True, True, False), 2, 48, 32, adm=True),
+    # One head a level, as in LDM's class-conditional ImageNet model, so that its weights fit.
+    "ldm4-cond": Denoiser((192, 384, 576, 960), (False, True, True, True), 2, None, 32, context_dim=512),
     "small": Denoiser((64, 96, 128), (False, True, True), 1, 32, 32),
     "tiny": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16),
 }
@@ -67,4 +89,11 @@ CLASSIFIERS: dict[str, Classifier] = {
     "lae-tiny": Classifier((16, 32, 64), (32, 64, 64), 1, 8, 32),
 }
 
-DISCRIMINATOR_CHANNELS: dict[str, int] = {"kl-f4": 64, "kl-f4-small": 32, "kl-f4-tiny": 16}
+DISCRIMINATOR_CHANNELS: dict[str, int] = {
+    "kl-f4": 64,
+    "kl-f4-small": 32,
+    "kl-f4-tiny": 16,
+    "kl-f8": 64,
+    "kl-f8-small": 32,
+    "kl-f8-tiny": 16,
+}

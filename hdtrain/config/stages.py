@@ -1,13 +1,16 @@
 """The table of stages: what each is called, configured by, publishes, and whether it needs torch."""
 
+import keyword
 from dataclasses import dataclass
 
 from hdtrain.config.base import Config
+from hdtrain.config.exchange import ExportConfig, ImportConfig
 from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
 from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig
 from hdtrain.config.training import (
     AdaptDecoderConfig,
     EncodeConfig,
+    RebuildEmaConfig,
     TrainClassifierConfig,
     TrainLdmConfig,
     TrainVaeConfig,
@@ -21,6 +24,7 @@ class StageSpec:
     name: str
     config: type[Config]
     publishes: str
+    """Kind of its manifest, unless the config says another."""
     summary: str
     needs_torch: bool = True
     one_process: bool = False
@@ -29,9 +33,15 @@ class StageSpec:
     """The single-stage command runs it again although it is done: a check of what lies on the disk now."""
 
     @property
+    def trains(self) -> bool:
+        """Whether it is a training, of so many images, whose cost can be told before."""
+        return "duration" in self.config.model_fields
+
+    @property
     def module(self) -> str:
-        """Where its `run(config, context)` lives."""
-        return f"hdtrain.stages.{self.name.replace('-', '_')}"
+        """Where its `run(config, context)` lives; a name that is Python's own word gets an underscore."""
+        name = self.name.replace("-", "_")
+        return f"hdtrain.stages.{name}_" if keyword.iskeyword(name) else f"hdtrain.stages.{name}"
 
 
 STAGES: dict[str, StageSpec] = {
@@ -44,11 +54,16 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
         StageSpec("encode", EncodeConfig, "latents", "images to latent shards"),
         StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
+        StageSpec(
+            "rebuild-ema", RebuildEmaConfig, "denoiser", "an EMA of another length, after training", one_process=True
+        ),
         StageSpec("train-classifier", TrainClassifierConfig, "classifier", "train φ, ϕ or a downstream classifier"),
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
         StageSpec("sample", SampleConfig, "images", "classifier-guided mass generation"),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
         StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),
+        StageSpec("export", ExportConfig, "export", "a diffusers folder with a model card", one_process=True),
+        StageSpec("import", ImportConfig, "autoencoder", "a model from diffusers or CompVis", one_process=True),
     )
 }

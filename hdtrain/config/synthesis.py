@@ -17,7 +17,10 @@ from hdtrain.config.training import EncoderConfig
 
 
 class SolverConfig(Config):
-    """DDIM (Song et al. 2021): timesteps 1, 1+T/S, …; η = 0 is deterministic, η = 1 as noisy as DDPM."""
+    """DDIM (Song et al. 2021): timesteps 1, 1+T/S, …; η = 0 is deterministic, η = 1 as noisy as DDPM.
+
+    Under a schedule with zero terminal SNR the timesteps are T/S−1, 2T/S−1, …, T−1: the last of training comes first.
+    """
 
     kind: Literal["ddim"] = "ddim"
     steps: int = Field(200, ge=1)
@@ -29,8 +32,8 @@ class SampleConfig(Config):
     """Classifier-guided mass generation: `hdtrain sample`. Image i is a function of (seed, i) alone."""
 
     denoiser: DenoiserParent
-    decoder: AutoencoderParent
-    """D′ (or the plain autoencoder, for the ablation)."""
+    decoder: AutoencoderParent | None = None
+    """D′ (or the plain autoencoder, for the ablation); None for a denoiser that was trained on pixels."""
     classifier: ClassifierParent | None = None
     """ϕ; None samples without guidance and without labels."""
     guidance: float = Field(1.0, ge=0)
@@ -40,7 +43,7 @@ class SampleConfig(Config):
     samples_per_shard: int = Field(256, ge=1)
     batch_size: int = Field(32, ge=1)
     clip_latents: float | None = Field(None, gt=0)
-    """Clamp the predicted scaled ẑ₀ (unit standard deviation) to ± this; None: no clamp, as published."""
+    """Clamp the predicted scaled ẑ₀ (unit standard deviation; pixels: 1) to ± this; None: no clamp, as published."""
     seed: int = Field(0, ge=0)
 
 

@@ -1,6 +1,7 @@
 """Configs of the training stages: `train-vae`, `train-ldm`, `train-classifier`, `adapt-decoder`; and of `encode`."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -9,65 +10,15 @@ from hdtrain.config.base import (
     AutoencoderParent,
     ClassifierParent,
     Config,
+    DenoiserParent,
     ImagesParent,
     Incidental,
+    Kinds,
     LatentsParent,
     WeightsFile,
 )
+from hdtrain.config.engine import BatchConfig, DurationConfig, EmaConfig, EngineConfig, GuardConfig, OptimConfig
 from hdtrain.config.presets import AutoencoderPreset, ClassifierPreset, DenoiserPreset
-
-
-class OptimConfig(Config):
-    """AdamW (`weight_decay: 0` makes it Adam) with linear warm-up, then constant, cosine or linear decay to zero."""
-
-    lr: float = Field(gt=0)
-    """The learning rate at `batch.global_batch_size`; it is not rescaled."""
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_images: int = Field(0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    clip_grad_norm: float = Field(1.0, ge=0)
-    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
-
-
-class BatchConfig(Config):
-    """Sizes of a batch. Per-rank numbers are derived by `BatchPlan`, never stored."""
-
-    global_batch_size: int = Field(ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    """Images a rank and pass; None: the global batch split evenly over the ranks, without accumulation."""
-
-
-class DurationConfig(Config):
-    """How long to train, in images seen, so that it survives a change of batch size."""
-
-    images: int = Field(ge=1)
-    checkpoint_every_images: int | None = Field(None, ge=1)
-    """None: ten times a run."""
-    visualise_every_images: int | None = Field(None, ge=1)
-    """None: five times a run."""
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every_steps: int = Field(10, ge=1)
-
-
-class EngineConfig(Config):
-    """DeepSpeed."""
-
-    zero_stage: Literal[0, 1, 2] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-
-    @model_validator(mode="after")
-    def _masters_need_zero(self) -> "EngineConfig":
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("bf16 needs zero_stage 1 or 2: DeepSpeed's stage 0 accumulates gradients in bf16")
-        return self
-
-
-class EmaConfig(Config):
-    """Exponential moving average, with warm-up min(decay, (1+n)/(10+n))."""
-
-    decay: float = Field(0.9999, ge=0, lt=1)
 
 
 class ShardAccess(Config):
@@ -119,10 +70,14 @@ class _ReadsImages(Config):
 
     @model_validator(mode="after")
     def _a_weight_each(self) -> Self:
-        weights = self.reader.weights
-        if weights is not None and len(weights) != len(self.images):
-            raise ValueError(f"reader.weights has {len(weights)} numbers for {len(self.images)} data sets in images")
+        _check_weights(self.reader, self.images)
         return self
+
+
+def _check_weights(reader: ReaderConfig, images: list[Path]) -> None:
+    weights = reader.weights
+    if weights is not None and len(weights) != len(images):
+        raise ValueError(f"reader.weights has {len(weights)} numbers for {len(images)} data sets in images")
 
 
 class NoPerceptual(Config):
@@ -181,16 +136,22 @@ class TrainVaeConfig(_ReadsImages):
     """Train the autoencoder: `hdtrain train-vae`."""
 
     preset: AutoencoderPreset = "kl-f4"
+    start: AutoencoderParent | None = None
+    """A published autoencoder, trained or imported, whose weights training begins with; None: fresh ones."""
     batch: BatchConfig = BatchConfig(global_batch_size=6)
     optim: OptimConfig = OptimConfig(lr=4.5e-6, weight_decay=0.0, betas=(0.5, 0.9))
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     perceptual: PerceptualConfig
     perceptual_weight: float = Field(1.0, ge=0)
     kl_weight: float = Field(6.25e-8, ge=0)
     """For the mean-reduced KL; the published 1e-6 belongs to the sum-reduced form."""
     adversarial: AdversarialConfig = AdversarialConfig()
     latent_stats_images: int = Field(10_000, ge=1)
+    validation: ImagesParent | None = None
+    """Images to measure reconstructions on; None: the first training images."""
+    validation_images: int = Field(256, ge=1)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -216,6 +177,10 @@ class EncodeConfig(ShardAccess):
     """More broken images than this stop the stage; fewer are skipped, named and counted."""
 
 
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""What a denoiser's output is: ε, v = √ᾱ ε − √(1−ᾱ) z_0 (Salimans & Ho 2022), or z_0; diffusers' words."""
+
+
 class NoiseScheduleConfig(Config):
     """β schedule, as diffusers names it; `linear` is the paper's word, `scaled_linear` what LDM code does."""
 
@@ -223,6 +188,8 @@ class NoiseScheduleConfig(Config):
     beta_start: float = Field(1e-4, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
     num_train_timesteps: int = Field(1000, ge=2)
+    zero_terminal_snr: bool = False
+    """Rescale the β so that z_{T−1} is pure noise (Lin et al. 2023, algorithm 1)."""
 
     @model_validator(mode="after")
     def _rising(self) -> "NoiseScheduleConfig":
@@ -232,19 +199,80 @@ class NoiseScheduleConfig(Config):
 
 
 class TrainLdmConfig(Config):
-    """Train the latent diffusion model: `hdtrain train-ldm`."""
+    """Train the diffusion model, on latents or on pixels: `hdtrain train-ldm`."""
 
-    latents: LatentsParent
-    vae: AutoencoderParent
+    latents: LatentsParent | None = None
+    vae: AutoencoderParent | None = None
+    """The autoencoder that made `latents`."""
+    images: list[ImagesParent] = Field([])
+    """In place of `latents` and `vae`: train in pixel space, on x in [−1, 1]."""
+    reader: ReaderConfig = ReaderConfig()
+    """Of `images`."""
     preset: DenoiserPreset = "ldm4"
+    start: DenoiserParent | None = None
+    """A published denoiser, trained or imported, whose weights training begins with; None: fresh ones."""
     schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    prediction: Prediction = "epsilon"
     loss: Literal["mse", "l1"] = "mse"
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """γ of min-SNR-γ (Hang et al. 2023; they use 5); None: every timestep weighs the same."""
     batch: BatchConfig = BatchConfig(global_batch_size=4)
-    optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000)
+    optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000, warmup_from=1e-6)
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     ema: EmaConfig = EmaConfig()
+    validation: Annotated[Path | None, Kinds(("latents", "images"))] = None
+    """Samples that are not trained on, of the same kind: their loss chooses the best checkpoint."""
+    validation_images: int = Field(256, ge=1)
+    """How many of them, the first of a fixed order."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_space(self) -> Self:
+        latent = [name for name in ("latents", "vae") if getattr(self, name) is not None]
+        if self.images and latent:
+            raise ValueError(
+                f"images trains in pixel space, {' and '.join(latent)} in a latent space; give one or the other"
+            )
+        if not self.images and len(latent) < 2:
+            given = f"got {latent[0]} alone" if latent else "got neither"
+            raise ValueError(f"give latents and vae, or images to train in pixel space; {given}")
+        if not self.images and self.reader != ReaderConfig():
+            raise ValueError("reader belongs to images; latents were encoded at their resolution already")
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> Self:
+        _check_weights(self.reader, self.images)
+        return self
+
+    @model_validator(mode="after")
+    def _loss_at_every_timestep(self) -> Self:
+        if self.schedule.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "schedule.zero_terminal_snr does not go with prediction=epsilon: at the last timestep z is the noise "
+                "itself, and ε says nothing of z_0; use v_prediction or sample"
+            )
+        if self.schedule.zero_terminal_snr and self.min_snr_gamma is not None:
+            raise ValueError(
+                "min_snr_gamma does not go with schedule.zero_terminal_snr: the last timestep would weigh nothing, and "
+                "sampling begins there"
+            )
+        if self.min_snr_gamma is not None and self.loss != "mse":
+            raise ValueError(f"min_snr_gamma weighs squared errors; it does not go with loss={self.loss}")
+        return self
+
+
+class RebuildEmaConfig(Config):
+    """An EMA of another length, after training: `hdtrain rebuild-ema`."""
+
+    denoiser: DenoiserParent
+    """Trained with `ema.post_hoc`."""
+    std: float = Field(gt=0, lt=0.28)
+    """Relative width of the average: 0.10 averages over about the last fifth of the training (EDM2)."""
+    images: int | None = Field(None, ge=1)
+    """As it was after so many images, at one of the snapshots; None: at the end."""
 
 
 class ImageClassifier(_ReadsImages):
@@ -281,6 +309,7 @@ class TrainClassifierConfig(Config):
     optim: OptimConfig = OptimConfig(lr=5e-5)
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
 
@@ -301,6 +330,7 @@ class AdaptDecoderConfig(_ReadsImages):
     optim: OptimConfig = OptimConfig(lr=5e-5, weight_decay=0.0)
     duration: DurationConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     perceptual: PerceptualConfig
     perceptual_weight: float = Field(1.0, ge=0)
     classifier_weight: float = Field(1.0, ge=0)

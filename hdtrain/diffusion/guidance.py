@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hdtrain.config.training import Prediction
+
 LatentClassifierFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -20,8 +22,23 @@ def classifier_gradient(
         return torch.autograd.grad(chosen, z)[0]
 
 
-def guided_epsilon(
-    epsilon: Float[Tensor, "n c h w"], gradient: Float[Tensor, "n c h w"], alpha_bar: float, guidance: float
+def guided(
+    prediction: Prediction,
+    output: Float[Tensor, "n c h w"],
+    gradient: Float[Tensor, "n c h w"],
+    alpha_bar: float,
+    guidance: float,
 ) -> Float[Tensor, "n c h w"]:
-    """ε̂ = ε − g·√(1−ᾱ_t)·∇ log p_ϕ(y | z_t, t)."""
-    return epsilon - guidance * (1 - alpha_bar) ** 0.5 * gradient
+    """A denoiser's output under guidance: ε̂ = ε − g·√(1−ᾱ_t)·∇ log p_ϕ(y | z_t, t), in terms of what it predicts.
+
+    With δε = ε̂ − ε, and z_t as it is: v̂ = v + δε/√ᾱ, and ẑ_0 = z_0 − √((1−ᾱ)/ᾱ)·δε. Where ᾱ = 0, z_t is noise that
+    says nothing of the class, and the output stays as it is.
+    """
+    if alpha_bar <= 0:
+        return output
+    delta = -guidance * (1 - alpha_bar) ** 0.5 * gradient
+    if prediction == "epsilon":
+        return output + delta
+    if prediction == "sample":
+        return output - ((1 - alpha_bar) / alpha_bar) ** 0.5 * delta
+    return output + delta / alpha_bar**0.5

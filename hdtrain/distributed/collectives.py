@@ -4,12 +4,15 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hdtrain.distributed.world import World
+
+T = TypeVar("T")
 
 
 def device() -> torch.device:
@@ -76,6 +79,15 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     if not _alone():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """Every rank's picklable `value`, in rank order; slow, for messages."""
+    if _alone():
+        return [value]
+    found: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:

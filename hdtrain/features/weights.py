@@ -30,9 +30,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, SafetensorError, ValueError, EOFError, ImportError) as error:
         raise WeightsError(f"{path}: cannot be read as weights: {_first_line(error)}") from None
     except Exception as error:  # torch raises pickle's own exceptions for anything that is not tensors
-        if type(error).__name__ != "UnpicklingError":
+        if type(error).__name__ not in ("UnpicklingError", "KeyError", "IndexError"):
             raise
-        raise WeightsError(f"{path}: is not a plain state dict: {_first_line(error)}") from None
+        raise WeightsError(f"{path}: is not a plain state dict: {_what_else(path)}") from None
     for wrapper in WRAPPERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
@@ -65,6 +65,19 @@ def refuse(path: Path, problems: list[str], what: str) -> None:
     if problems:
         more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise WeightsError(f"{path}: not the weights of {what}: {'; '.join(problems[:MAX_NAMED])}{more}")
+
+
+def _what_else(path: Path) -> str:
+    """Which classes a file of torch's wants to be read with; empty for a file of no kind that torch knows."""
+    try:
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # whatever torch's reader meets in bytes that are none of its own
+        return "torch cannot read it; is it complete, and a weights file?"
+    return (
+        f"reading it would run code of {', '.join(classes[:MAX_NAMED]) or 'its own'}, and hdtrain reads tensors only; "
+        "if you trust it, save its tensors alone where those classes are installed: "
+        f"torch.save({{'state_dict': torch.load('{path.name}', weights_only=False)['state_dict']}}, 'tensors.ckpt')"
+    )
 
 
 def _first_line(error: Exception) -> str:

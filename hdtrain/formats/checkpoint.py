@@ -1,10 +1,11 @@
 """Checkpoint folders: complete or absent, independent of world size and ZeRO stage, no pickled code.
 
 `checkpoints/step-00000120/` holds `NAME.safetensors` files and `meta.json`. It is written under a temporary name and
-renamed when complete; `latest` is renamed into place after it.
+renamed when complete; `latest` and `best` are renamed into place after it.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.errors import CheckpointError
-from hdtrain.formats.atomic import sha256_file, write_bytes, write_json
+from hdtrain.formats.atomic import sha256_file, sync, write_bytes, write_json
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -25,7 +26,10 @@ def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None],
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_files(temporary)
-    hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+    hashes = {}
+    for path in sorted(temporary.iterdir()):
+        sync(path)
+        hashes[path.name] = sha256_file(path)
     write_json(temporary / "meta.json", {"version": CHECKPOINT_VERSION, "step": step, "files": hashes, **meta})
     if final.exists():
         shutil.rmtree(final)
@@ -34,35 +38,65 @@ def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None],
     return final
 
 
-def find_latest(root: Path) -> Path | None:
-    """The newest complete checkpoint, or None. A half-written one has a temporary name and is not seen."""
+def complete(root: Path) -> list[Path]:
+    """Every complete checkpoint, oldest first. A half-written one has a temporary name and is not seen."""
     found = [path for path in root.glob("step-*") if _NAME.match(path.name) and (path / "meta.json").exists()]
-    return max(found, default=None)
+    return sorted(found)
+
+
+def find_latest(root: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    return max(complete(root), default=None)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a run that was killed while it saved has left under temporary names."""
+    for path in root.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `meta.json`, after its files' hashes were checked.
+    """The checkpoint's `meta.json`.
 
     Raises:
-        CheckpointError: a file is missing or altered, or the version is another.
+        CheckpointError: it cannot be read, or the version is another.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: meta.json cannot be read: {error}") from None
     if meta.get("version") != CHECKPOINT_VERSION:
-        raise CheckpointError(f"{folder}: version {meta.get('version')}, this hdtrain reads {CHECKPOINT_VERSION}")
+        raise CheckpointError(
+            f"{folder}: version {meta.get('version')}, this hdtrain reads {CHECKPOINT_VERSION}; remove "
+            f"{folder.parent} to train from the beginning, or go on with the hdtrain that wrote it"
+        )
+    return meta
+
+
+def check_files(folder: Path, meta: dict[str, Any]) -> None:
+    """Compare the checkpoint's files with their sha256 in `meta`.
+
+    Raises:
+        CheckpointError: a file is missing or altered.
+    """
     for name, digest in meta["files"].items():
         path = folder / name
         if not path.exists() or sha256_file(path) != digest:
             raise CheckpointError(
                 f"{path}: missing or altered since it was written; remove {folder} to go on from the one before it"
             )
-    return meta
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    complete = sorted(path for path in root.glob("step-*") if _NAME.match(path.name))
-    for path in complete[:-keep]:
-        shutil.rmtree(path)
+def prune(root: Path, keep: int, keep_best: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints and the `keep_best` with the lowest `validation` in their meta."""
+    found = complete(root)
+    scores = {path: read_meta(path).get("validation") for path in found}
+    scored = {path: score for path, score in scores.items() if score is not None and math.isfinite(score)}
+    best = sorted(scored, key=lambda path: (scored[path], path))[:keep_best]
+    if best:
+        write_bytes(root / "best", best[0].name.encode())
+    for path in set(found) - set(found[-keep:]) - set(best):
+        leaving = root / f".{path.name}.tmp"  # a kill in the middle must not leave half of one that looks complete
+        shutil.rmtree(leaving, ignore_errors=True)
+        path.rename(leaving)
+        shutil.rmtree(leaving)

@@ -55,7 +55,8 @@ def fingerprint(stage: str, config: Config, parents: dict[str, tuple[Path, Manif
         if isinstance(reference.marker, InputFile):
             replaced[reference.dotted] = sha256_file(reference.path)
         elif isinstance(reference.marker, InputTree):
-            replaced[reference.dotted] = listing_hash(reference.path) if raw_data else ""
+            by = content_hash if reference.marker.content else listing_hash
+            replaced[reference.dotted] = by(reference.path) if raw_data else ""
     tree: Any = config.model_dump(mode="json", exclude=incidental(config))
     for dotted, digest in replaced.items():
         _replace(tree, dotted, digest)
@@ -70,6 +71,13 @@ def listing_hash(path: Path) -> str:
     for name, size in _files(str(path), ""):
         digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Hash over the names below `path` and the files' content; of a file over its content alone."""
+    if path.is_file():
+        return sha256_file(path)
+    return sha256_bytes(canonical_json([[name, sha256_file(path / name)] for name, _ in _files(str(path), "")]))
 
 
 def _files(folder: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:

@@ -49,10 +49,24 @@ class RunDir:
         """Training state, one folder a checkpoint."""
         return self.path / "checkpoints"
 
+    def ema_snapshot(self, images_seen: int) -> Path:
+        """The post-hoc averages as they were after so many images."""
+        return self.path / "ema" / f"images-{images_seen:012d}.safetensors"
+
+    @property
+    def ema_snapshots(self) -> list[Path]:
+        """All of them, oldest first."""
+        return sorted((self.path / "ema").glob("images-*.safetensors"))
+
     @property
     def logs(self) -> Path:
         """What the processes printed."""
         return self.path / "logs"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Where each rank of a training says every few seconds how far it is (`hdtrain.formats.heartbeats`)."""
+        return self.path / "heartbeats"
 
     @property
     def shards(self) -> Path:

@@ -15,6 +15,9 @@ from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest, check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
+PIXELS = "pixels"
+"""The `space` in the manifest of a model that was trained without an autoencoder."""
+
 
 def build_autoencoder(preset: str, resolution: int) -> AutoencoderKL:
     """A fresh autoencoder of one of `AUTOENCODERS`."""
@@ -74,6 +77,31 @@ class LatentCodec(nn.Module):
         """x̂ = D(z0 / s)."""
         decoded: Tensor = self.vae.decode(z0 / self.scale).sample
         return decoded
+
+
+class PixelCodec:
+    """In the place of `LatentCodec` where there is no autoencoder: z0 is the image itself, in [−1, 1].
+
+    Args:
+        resolution: pixels a side.
+    """
+
+    scale = 1.0
+
+    def __init__(self, resolution: int):
+        self.resolution = resolution
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the denoiser sees."""
+        return 3, self.resolution, self.resolution
+
+    def decode(self, z0: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """x̂ = z0, within [−1, 1]."""
+        return z0.clamp(-1.0, 1.0)
+
+
+Codec = LatentCodec | PixelCodec
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,82 @@
-"""Denoisers: diffusers' UNet2DModel by preset."""
+"""Denoisers by preset: diffusers' UNet2DModel, and UNet2DConditionModel where there is a condition."""
 
 from pathlib import Path
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from hdtrain.config.presets import DENOISERS
+from hdtrain.config.presets import DENOISERS, Denoiser
+from hdtrain.errors import ConfigError
 from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
 
-def build_denoiser(preset: str, latent_channels: int, latent_size: int) -> UNet2DModel:
-    """A fresh ε_θ(z_t, t) of one of `DENOISERS`."""
-    size = DENOISERS[preset]
+def build_denoiser(preset: str, channels: int, size: int) -> UNet2DModel | UNet2DConditionModel:
+    """A fresh denoiser of one of `DENOISERS`: (z_t, t) to a prediction of the same shape.
+
+    Args:
+        preset: its name.
+        channels: of a latent; 3 for pixels.
+        size: height and width of a latent, or of an image.
+
+    Raises:
+        ConfigError: the levels of the preset do not halve `size` evenly.
+    """
+    sizes = DENOISERS[preset]
+    if size % sizes.size_multiple:
+        halved = len(sizes.block_channels) - 1
+        problem = (
+            f"preset: '{preset}' halves its input {halved} times, so its size must be a multiple of "
+            f"{sizes.size_multiple}, got {size}; choose another preset or another resolution"
+        )
+        raise ConfigError("denoiser", [problem])
+    return _unconditional(sizes, channels, size) if sizes.context_dim is None else _conditional(sizes, channels, size)
+
+
+def build_unconditional(preset: str, channels: int, size: int) -> UNet2DModel:
+    """`build_denoiser` for a preset without a condition."""
+    unet = build_denoiser(preset, channels, size)
+    assert isinstance(unet, UNet2DModel), f"'{preset}' needs a condition"
+    return unet
+
+
+def _unconditional(sizes: Denoiser, channels: int, size: int) -> UNet2DModel:
+    # A level without attention resamples by residual blocks only in a class of its own.
+    down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if sizes.adm else ("DownBlock2D", "UpBlock2D")
     return UNet2DModel(
-        sample_size=latent_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=size.block_channels,
-        down_block_types=tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in size.attention),
-        up_block_types=tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(size.attention)),
-        layers_per_block=size.layers_per_block,
-        attention_head_dim=size.head_channels,
-        norm_num_groups=size.norm_groups,
-        downsample_padding=0,
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=sizes.block_channels,
+        down_block_types=tuple("AttnDownBlock2D" if attends else down for attends in sizes.attention),
+        up_block_types=tuple("AttnUpBlock2D" if attends else up for attends in reversed(sizes.attention)),
+        layers_per_block=sizes.layers_per_block,
+        attention_head_dim=sizes.head_channels,
+        norm_num_groups=sizes.norm_groups,
+        attn_norm_num_groups=sizes.norm_groups,
+        downsample_type="resnet" if sizes.adm else "conv",
+        upsample_type="resnet" if sizes.adm else "conv",
+        resnet_time_scale_shift="scale_shift" if sizes.adm else "default",
         flip_sin_to_cos=True,
         freq_shift=0,
+    )
+
+
+def _conditional(sizes: Denoiser, channels: int, size: int) -> UNet2DConditionModel:
+    width = sizes.head_channels
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=sizes.block_channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in sizes.attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(sizes.attention)),
+        layers_per_block=sizes.layers_per_block,
+        cross_attention_dim=sizes.context_dim,
+        # Despite its name diffusers takes this for the number of heads.
+        attention_head_dim=tuple(level // width if width else 1 for level in sizes.block_channels),
+        norm_num_groups=sizes.norm_groups,
     )
 
 

@@ -9,10 +9,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from hdtrain.config.synthesis import SampleConfig
+from hdtrain.config.training import Prediction
 from hdtrain.diffusion.sampler import ddim_sample
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.seeds import generator
-from hdtrain.models.autoencoder import LatentCodec, to_uint8
+from hdtrain.models.autoencoder import Codec, to_uint8
 from hdtrain.models.classifier import Classifier
 from hdtrain.sampling.plan import SamplePlan, Unit
 
@@ -24,9 +25,10 @@ class ImageGenerator:
     config: SampleConfig
     plan: SamplePlan
     denoiser: UNet2DModel
-    decoder: LatentCodec
+    decoder: Codec
     classifier: Classifier | None
     schedule: NoiseSchedule
+    prediction: Prediction
     device: torch.device
 
     def batches(self, unit: Unit) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -49,6 +51,7 @@ class ImageGenerator:
             self.schedule,
             self.config.solver,
             draw(),
+            prediction=self.prediction,
             classifier=self.classifier,
             labels=labels,
             guidance=self.config.guidance,

@@ -8,12 +8,12 @@ rank to fail writes `{"code": …, "message": …}` instead of printing.
 import contextlib
 import errno
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
 
 from hdtrain.config.stages import STAGES
+from hdtrain.distributed.outcome import OUTCOME_VARIABLE, tell_outcome
 from hdtrain.distributed.processes import die_with_parent
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import HdtrainError
@@ -22,7 +22,6 @@ from hdtrain.stages.base import StageContext
 
 MISTAKE = 2
 STOPPED = STOPPED_EXIT_CODE
-OUTCOME_VARIABLE = "HDTRAIN_OUTCOME"
 
 
 def run_stage(stage: str, directory: Path) -> int:
@@ -57,16 +56,9 @@ def run_stage(stage: str, directory: Path) -> int:
 
 def _report(code: int, message: str) -> int:
     """Say what went wrong, once, to whoever listens; return the exit code of this process."""
-    outcome = os.environ.get(OUTCOME_VARIABLE)
-    if outcome is None:
-        if message:
-            print(f"error: {message}", file=sys.stderr)
-        return code
-    if code:
-        with contextlib.suppress(FileExistsError), Path(outcome).open("x") as stream:  # of several the first counts
-            json.dump({"code": code, "message": message}, stream)
+    tell_outcome(code, message)
     # All ranks stop together, and torchrun would take the first one's exit code 3 for a failure and kill the others.
-    return 0 if code == STOPPED else code
+    return 0 if code == STOPPED and OUTCOME_VARIABLE in os.environ else code
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.training import TrainClassifierConfig
 from hdtrain.distributed.collectives import process_group
+from hdtrain.formats.atomic import write_through
 from hdtrain.models.classifier import build_classifier, weights_file
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
@@ -34,9 +35,7 @@ def _train_seed(
     classifier = build_classifier(architecture)
     task, source = make_task(config, context.manifest_of, plan, seed, classifier)
     train(f"train-classifier seed {seed}", task, source, config, context, plan, seed, context.run.seed(seed))
+    trained = task.engines["classifier"].replica()
     if context.world.is_main:
-        context.run.model.mkdir(exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-        temporary = context.run.model / f".seed-{seed}.tmp"
-        save_file(weights, temporary)
-        temporary.replace(weights_file(context.run.path, seed))
+        weights = {name: value.cpu().contiguous() for name, value in trained.state_dict().items()}
+        write_through(weights_file(context.run.path, seed), lambda path: save_file(weights, path))

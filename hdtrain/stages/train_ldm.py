@@ -1,47 +1,40 @@
-"""`hdtrain train-ldm CONFIG --out RUN`: train the latent diffusion model, publish its EMA as a diffusers folder."""
+"""`hdtrain train-ldm CONFIG --out RUN`: train the diffusion model, publish its EMA as a diffusers folder."""
 
-import torch
+from typing import Any
 
 from hdtrain.config.training import TrainLdmConfig
-from hdtrain.data.latents import TrainingLatents
-from hdtrain.distributed.collectives import device
-from hdtrain.models.autoencoder import check_same_latent_space, load_autoencoder, manifest_latent_space
-from hdtrain.models.denoiser import build_denoiser
+from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.start import start_from
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
 from hdtrain.training.diffusion import DiffusionTask
+from hdtrain.training.diffusion_space import describe, open_space
 
 
 def run(config: TrainLdmConfig, context: StageContext) -> None:
     """Run the stage."""
-    latents = context.manifest_of(config.latents)
-    space = manifest_latent_space(latents)
-    vae_manifest = context.manifest_of(config.vae)
-    check_same_latent_space(f"latents {config.latents}", space, config.vae, manifest_latent_space(vae_manifest))
+    info = describe(config, context.manifest_of)
     with training(config, context, config.seed) as plan:
-        source = TrainingLatents([(config.latents, latents)], config.seed)
-        codec = load_autoencoder(config.vae, device()).codec
-        unet = build_denoiser(config.preset, codec.latent_shape[0], codec.latent_shape[1])
-        task = DiffusionTask(unet, codec, config, plan)
-        train("train-ldm", task, source, config, context, plan, config.seed)
+        space = open_space(config, context.manifest_of)
+        unet = start_from(build_unconditional(config.preset, *space.codec.latent_shape[:2]), config.start)
+        task = DiffusionTask(unet, space, config, plan)
+        train("train-ldm", task, space.source, config, context, plan, config.seed)
+        published: Any = task.engine.replica("ema")
     if not context.world.is_main:
         return
-    with torch.no_grad():
-        for name, parameter in task.model.named_parameters():
-            parameter.copy_(task.ema.shadow[name])
-    unet.save_pretrained(context.run.model, safe_serialization=True)
-    task.schedule.ddim().save_pretrained(context.run.model / "scheduler")
-    files = sorted(path for path in context.run.model.rglob("*") if path.is_file())
+    published.unet.save_pretrained(context.run.model, safe_serialization=True)
+    task.schedule.ddim(prediction=config.prediction).save_pretrained(context.run.model / "scheduler")
     context.publish(
-        files=files,
+        files=sorted(path for path in context.run.model.rglob("*") if path.is_file()),
         info={
-            **space,
+            **info,
             "preset": config.preset,
             "schedule": config.schedule.model_dump(),
-            "prediction": "epsilon",
+            "prediction": config.prediction,
             "loss": config.loss,
+            "min_snr_gamma": config.min_snr_gamma,
             "ema_decay": config.ema.decay,
             "images_seen": plan.num_steps(config.duration.images) * plan.global_batch_size,
-            "parameters": sum(p.numel() for p in unet.parameters()),
+            "parameters": sum(p.numel() for p in published.parameters()),
         },
     )

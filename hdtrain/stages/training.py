@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from hdtrain.config.base import Config
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import BatchConfig, DurationConfig, OptimConfig
+from hdtrain.config.engine import BatchConfig
 from hdtrain.data.images import ImageBatch, TrainingImages
 from hdtrain.distributed.collectives import process_group
 from hdtrain.formats.manifest import Manifest
@@ -17,26 +18,17 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.models.autoencoder import encoder_id
 from hdtrain.stages.base import StageContext
 from hdtrain.training.classifier_kinds import EXAMPLES
-from hdtrain.training.loop import Trainer
+from hdtrain.training.loop import LoopConfig, Trainer
 from hdtrain.training.task import Source, Task
+from hdtrain.training.workload import costs_of
 
 
-class TrainingConfig(Protocol):
+class TrainingConfig(LoopConfig, Protocol):
     """The parts that every training config has."""
 
     @property
     def batch(self) -> BatchConfig:
         """Sizes of a batch."""
-        ...
-
-    @property
-    def optim(self) -> OptimConfig:
-        """Optimizer and schedule."""
-        ...
-
-    @property
-    def duration(self) -> DurationConfig:
-        """Images to see."""
         ...
 
 
@@ -59,23 +51,9 @@ def train(
     seed: int,
     run: RunDir | None = None,
 ) -> None:
-    """Train `task` to the end in the stage's run directory (or in `run`, a part of it); its modules end in fp32."""
-    run = run or context.run
-    Trainer(
-        title=title,
-        task=task,
-        source=source,
-        plan=plan,
-        optim=config.optim,
-        duration=config.duration,
-        world=context.world,
-        seed=seed,
-        checkpoints=run.checkpoints,
-        metrics=run.metrics,
-        tensorboard=run.tensorboard,
-    ).train()
-    for engine in task.engines.values():
-        engine.finish()
+    """Train `task` to the end in the stage's run directory, or in `run`, a part of it."""
+    costs = costs_of(cast(Config, config), context.manifest_of)
+    Trainer(title, task, source, plan, config, context.world, seed, run or context.run, costs).train()
 
 
 def datasets_of(context: StageContext, paths: list[Path]) -> list[tuple[Path, Manifest]]:

@@ -1,6 +1,7 @@
 """Training the autoencoder: L1 + perceptual + adversarial + KL, generator and discriminator in two engines."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from hdtrain.distributed.transfer import to_device
 from hdtrain.features.perceptual import Perceptual
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.discriminator import PatchDiscriminator
-from hdtrain.models.ema import Ema
 from hdtrain.training.augment import random_symmetry
 from hdtrain.training.engine import Engine
+from hdtrain.training.fixed_images import FixedImages
 from hdtrain.training.metrics import image_grid
+from hdtrain.training.task import Task
 
 MAX_ADVERSARIAL_WEIGHT = 1e4
 
@@ -32,7 +34,7 @@ class ReconstructingVae(nn.Module):
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
-        self.vae = vae
+        self.vae, self._last_shape = vae, vae.decoder.conv_out.weight.shape
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x in [−1, 1] and posterior noise to (x̂, μ, log σ²), z = μ + σ·ε."""
@@ -51,7 +53,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
     return 0.5 * (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
 
 
-def adaptive_weight(gradients: tuple[Tensor, Tensor], features: Tensor, weight: Tensor) -> Float[Tensor, ""]:
+def adaptive_weight(gradients: tuple[Tensor, Tensor], features: Tensor, shape: Sequence[int]) -> Float[Tensor, ""]:
     """clip(‖∂rec/∂W‖ / (‖∂G/∂W‖ + 1e-4), 0, 1e4), Esser et al. 2021, eq. 7; W is the decoder's last convolution.
 
     Both gradients are means over all ranks before their norms are taken: what one rank with the whole batch would get.
@@ -59,17 +61,15 @@ def adaptive_weight(gradients: tuple[Tensor, Tensor], features: Tensor, weight: 
     Args:
         gradients: ∂rec/∂x̂ and ∂G/∂x̂.
         features: what the last convolution (3×3, padding 1) was given.
-        weight: W.
+        shape: W's.
     """
-    of_weight = [conv2d_weight(features.float(), list(weight.shape), gradient, padding=1) for gradient in gradients]
+    of_weight = [conv2d_weight(features.float(), list(shape), gradient, padding=1) for gradient in gradients]
     rec_norm, generator_norm = all_reduce_mean(torch.stack(of_weight)).square().sum(dim=(1, 2, 3, 4)).sqrt()
     return (rec_norm / (generator_norm + 1e-4)).clamp(0, MAX_ADVERSARIAL_WEIGHT)
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Two engines, each its own optimizer; the discriminator is frozen while the generator's gradients are made."""
-
-    ema: Ema | None = None
 
     def __init__(
         self,
@@ -78,10 +78,11 @@ class AutoencoderTask:
         config: TrainVaeConfig,
         plan: BatchPlan,
         examples: ImageBatch,
+        fixed: FixedImages | None = None,
     ):
-        self.config = config
+        self.config, self.fixed = config, fixed
         self.perceptual = perceptual.to(device()) if perceptual else None
-        self.vae = vae
+        self.vae, self._last_shape = vae, vae.decoder.conv_out.weight.shape
         self.generator = Engine("autoencoder", ReconstructingVae(vae), config.optim, plan, config.engine)
         self.engines: dict[str, Engine] = {"autoencoder": self.generator}
         self.adversarial = config.adversarial
@@ -103,7 +104,7 @@ class AutoencoderTask:
         size = self.examples.shape[-1] // factor
         return int(self.vae.config["latent_channels"]), size, size
 
-    def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
+    def micro_step(self, batch: ImageBatch, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """Generator, then discriminator on the same reconstruction.
 
         The gradient of every loss on x̂ is taken at x̂ and sent through the autoencoder in one backward pass: the graph
@@ -122,16 +123,17 @@ class AutoencoderTask:
         if adversarial_now:
             generator_loss = -self.discriminator(self.generator.cast(x_hat)).float().mean()
             generator_gradient = torch.autograd.grad(generator_loss, x_hat)[0]
-            adaptive = adaptive_weight((gradient, generator_gradient), self._features, self.vae.decoder.conv_out.weight)
+            adaptive = adaptive_weight((gradient, generator_gradient), self._features, self._last_shape)
             gradient = gradient + self.adversarial.weight * adaptive * generator_gradient
             total = total + self.adversarial.weight * adaptive * generator_loss.detach()
             logs |= {"loss/generator": generator_loss, "loss/adversarial_weight": adaptive}
         kl = kl_mean(mean.float(), logvar.float())
-        self.generator.backward_and_step((decoded.float() * gradient).sum() + self.config.kl_weight * kl, lr)
+        self.generator.backward((decoded.float() * gradient).sum() + self.config.kl_weight * kl)
         if adversarial_now:
-            logs |= self._discriminator_step(x, x_hat.detach(), lr)
+            logs |= self._discriminator_pass(x, x_hat.detach())
         latent_std = (mean.var() + logvar.exp().mean()).sqrt()
         return {
+            "loss/reconstruction": rec,
             "loss/total": total + self.config.kl_weight * kl.detach(),
             **logs,
             "loss/kl": kl,
@@ -145,18 +147,28 @@ class AutoencoderTask:
         distance = self.perceptual(x, x_hat)
         return l1 + self.config.perceptual_weight * distance, {"loss/l1": l1, f"loss/{self.perceptual.name}": distance}
 
-    def _discriminator_step(self, x: Tensor, x_hat: Tensor, lr: float) -> dict[str, Tensor]:
+    def _discriminator_pass(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         real, fake = self.engines["discriminator"](torch.cat([x, x_hat])).float().chunk(2)
         loss = hinge_discriminator_loss(real, fake)
-        scale = (self.adversarial.lr or self.config.optim.lr) / self.config.optim.lr
-        self.engines["discriminator"].backward_and_step(loss, lr * scale)
+        self.engines["discriminator"].backward(loss)
         return {"loss/discriminator": loss, "logits/real": real.mean(), "logits/fake": fake.mean()}
+
+    def trained(self) -> AutoencoderKL:
+        """The autoencoder as it is now, in fp32 and without DeepSpeed. A collective."""
+        return cast(ReconstructingVae, self.generator.replica()).vae
+
+    def validate(self) -> dict[str, float]:
+        """Reconstruction loss and PSNR on fixed images."""
+        if self.fixed is None:
+            return {}
+        prefix = "validation" if self.config.validation else "fixed_images"
+        return self.fixed.figures(self.trained(), self.perceptual, self.config.perceptual_weight, prefix)
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed images above their reconstructions (posterior mean), and decoded noise."""
-        posterior = self.vae.encode(self.generator.cast(self.examples)).latent_dist
-        reconstructed = self.vae.decode(posterior.mean).sample
+        vae = self.trained()
+        reconstructed = vae.decode(vae.encode(self.examples).latent_dist.mean).sample
         both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
         return {"reconstructions": image_grid(both, columns=len(self.examples))}
 

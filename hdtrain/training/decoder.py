@@ -14,10 +14,10 @@ from hdtrain.distributed.transfer import to_device
 from hdtrain.features.perceptual import Perceptual
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
 from hdtrain.models.classifier import Classifier
-from hdtrain.models.ema import Ema
 from hdtrain.training.augment import random_symmetry
 from hdtrain.training.engine import Engine
 from hdtrain.training.metrics import image_grid
+from hdtrain.training.task import Task
 
 
 class Decoder(nn.Module):
@@ -34,10 +34,8 @@ class Decoder(nn.Module):
         return decoded
 
 
-class DecoderTask:
+class DecoderTask(Task):
     """E, ε_θ and φ are frozen; latent space and scale stay what they were."""
-
-    ema: Ema | None = None
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class DecoderTask:
         self.engines = {"decoder": self.engine}
         self.examples = to_unit_range(to_device(examples.images))
 
-    def micro_step(self, batch: ImageBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
+    def micro_step(self, batch: ImageBatch, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
         x = to_unit_range(to_device(batch.images))
         if self.config.reader.flips:
@@ -77,12 +75,16 @@ class DecoderTask:
             loss = loss + self.config.classifier_weight * cross_entropy
             logs["loss/cross_entropy"] = cross_entropy
             logs["accuracy/reconstructions"] = (logits.argmax(1) == labels).float().mean()
-        self.engine.backward_and_step(loss, lr)
+        self.engine.backward(loss)
         return {"loss/total": loss, **logs}
+
+    def adapt(self, vae: AutoencoderKL) -> None:
+        """Give `vae`, a copy of what training began with, the decoder as it is now. A collective."""
+        Decoder(vae).load_state_dict(self.engine.replica().state_dict())
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed labelled images above their reconstructions."""
-        reconstructed = self.decoder(self.engine.cast(self.vae.encode(self.examples).latent_dist.mean))
+        reconstructed = self.engine.replica()(self.vae.encode(self.examples).latent_dist.mean)
         both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
         return {"reconstructions": image_grid(both, columns=len(self.examples))}

@@ -1,31 +1,35 @@
-"""Training the latent diffusion model: ε-prediction on z_t, EMA of the weights."""
+"""Training the diffusion model on latents or pixels: prediction of ε, v or z_0 at z_t, EMA of the weights."""
 
 import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import TrainLdmConfig
-from hdtrain.data.latents import LatentBatch
+from hdtrain.data.images import ImageBatch
+from hdtrain.diffusion.objectives import errors, min_snr_weights, target
 from hdtrain.diffusion.sampler import ddim_sample
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws, generator
-from hdtrain.distributed.transfer import to_device
 from hdtrain.models.autoencoder import LatentCodec, to_uint8
-from hdtrain.models.ema import Ema
+from hdtrain.training.augment import random_symmetry
+from hdtrain.training.diffusion_space import DiffusionSpace
 from hdtrain.training.engine import Engine
+from hdtrain.training.fixed_noise import Batch, FixedNoise, clean_samples
 from hdtrain.training.metrics import image_grid
+from hdtrain.training.noise_bins import NoiseBins
+from hdtrain.training.task import Task
 
 GRID_IMAGES, GRID_STEPS = 16, 25
-GRID_CLIP = 3.0
-"""Early in training ẑ_0 runs away; beyond three standard deviations the grid would show nothing else."""
+LATENT_CLIP, PIXEL_CLIP = 3.0, 1.0
+"""Of ẑ_0 in the grids: early in training it runs away, and beyond three standard deviations they would show nothing
+else."""
 
 
-class EpsilonModel(nn.Module):
+class TensorDenoiser(nn.Module):
     """UNet2DModel that returns a tensor."""
 
     def __init__(self, unet: UNet2DModel):
@@ -33,35 +37,69 @@ class EpsilonModel(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """ε_θ(z_t, t)."""
-        epsilon: Tensor = self.unet(z, t).sample
-        return epsilon
+        """The prediction at (z_t, t)."""
+        output: Tensor = self.unet(z, t).sample
+        return output
 
 
-class DiffusionTask:
-    """L = mean‖ε − ε_θ(z_t, t)‖², t ~ U{0 … T−1} (HistoDiffusion eq. 3)."""
+class DiffusionTask(Task):
+    """L = mean w(t)·‖target − f_θ(z_t, t)‖², t ~ U{0 … T−1}; with ε as the target and w = 1, HistoDiffusion's eq. 3.
 
-    def __init__(self, unet: UNet2DModel, codec: LatentCodec, config: TrainLdmConfig, plan: BatchPlan):
-        self.config, self.codec = config, codec
+    Args:
+        unet: the denoiser.
+        space: what is trained on. Without a validation set the loss on fixed noise is that of training samples.
+        config: objective, schedule, optimizer.
+        plan: batch.
+    """
+
+    def __init__(self, unet: UNet2DModel, space: DiffusionSpace, config: TrainLdmConfig, plan: BatchPlan):
+        self.config, self.codec = config, space.codec
         self.schedule = NoiseSchedule(config.schedule)
-        self.model = EpsilonModel(unet)
-        self.engine = Engine("denoiser", self.model, config.optim, plan, config.engine)
+        self.engine = Engine("denoiser", TensorDenoiser(unet), config.optim, plan, config.engine, config.ema)
         self.engines = {"denoiser": self.engine}
-        self.ema = Ema(self.engine.master_weights(), config.ema.decay)
+        samples, count = space.validation or space.source, config.validation_images
+        self.fixed = FixedNoise(samples, count, self.codec, self.schedule, config.seed)
+        self.fixed_name = "validation" if space.validation else "fixed_noise"
+        self._by_noise = NoiseBins()
 
-    def micro_step(self, batch: LatentBatch, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
+    def micro_step(self, batch: Batch, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
-        mean, std = to_device(batch.moments).float().unbind(1)
-        shape = tuple(mean.shape[1:])
-        z0 = self.codec.latent(mean, std, draws.normal("posterior", shape))
-        noise = draws.normal("noise", shape)
+        z0 = clean_samples(batch, self.codec, lambda shape: draws.normal("posterior", shape))
+        if isinstance(batch, ImageBatch) and self.config.reader.flips:
+            z0 = random_symmetry(z0, draws)
+        noise = draws.normal("noise", tuple(z0.shape[1:]))
         t = draws.integers("timestep", self.schedule.num_timesteps)
-        predicted = self.engine(self.schedule.add_noise(z0, noise, t), t).float()
-        error = predicted - noise
-        per_image = (error.square() if self.config.loss == "mse" else error.abs()).mean(dim=(1, 2, 3))
-        loss = per_image.mean()
-        self.engine.backward_and_step(loss, lr)
+        unweighted = self._errors(self.engine, z0, noise, t)
+        self._by_noise.add(t, self.schedule.num_timesteps, unweighted)
+        loss = (unweighted * self._weights(t)).mean()
+        self.engine.backward(loss)
         return {"loss/diffusion": loss, "latent/std": z0.std()}
+
+    def _errors(self, model: nn.Module | Engine, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Every sample's error in what the model predicts."""
+        wanted = target(self.config.prediction, z0, noise, self.schedule.alpha_bar(t))
+        return errors(self.config.loss, model(self.schedule.add_noise(z0, noise, t), t), wanted)
+
+    def _weights(self, t: Tensor) -> Tensor:
+        if self.config.min_snr_gamma is None:
+            return torch.ones_like(t, dtype=torch.float32)
+        return min_snr_weights(self.config.prediction, self.schedule.alpha_bar(t), self.config.min_snr_gamma)
+
+    def validate(self) -> dict[str, float]:
+        """The training loss on fixed samples, noise and timesteps, of the EMA and of the raw weights."""
+
+        def per_sample(model: nn.Module, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+            return self._errors(model, z0, noise, t) * self._weights(t)
+
+        models = {"loss_ema": "ema", "loss": "weights"}
+        return {
+            f"{self.fixed_name}/{name}": self.fixed.loss(self.engine.replica(which), per_sample)
+            for name, which in models.items()
+        }
+
+    def pop_statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The unweighted error by noise level, in ten parts of the timesteps, low noise first."""
+        return {"loss_by_noise": self._by_noise.pop()}
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
@@ -69,19 +107,16 @@ class DiffusionTask:
         noise = torch.randn(GRID_IMAGES, *self.codec.latent_shape, generator=generator(self.config.seed, "grid"))
         total = self.schedule.num_timesteps
         steps = next(steps for steps in range(min(GRID_STEPS, total - 1), 0, -1) if total % steps == 0)
-        was_training = self.model.training
-        self.model.eval()
+        clip = LATENT_CLIP if isinstance(self.codec, LatentCodec) else PIXEL_CLIP
         grids = {}
-        # The module's own weights: asking the engine for its masters would be a collective, and one rank draws.
-        raw = {name: p.detach().float() for name, p in self.model.named_parameters()}
-        for name, weights in (("samples/ema", self.ema.shadow), ("samples/raw", raw)):
-
-            def denoise(z: Tensor, t: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
-                return functional_call(self.model, weights, (z, t))  # type: ignore[no-any-return]
-
+        for name, which in (("samples/ema", "ema"), ("samples/raw", "weights")):
             z0 = ddim_sample(
-                denoise, self.schedule, SolverConfig(steps=steps), noise.to(device()), clip_latents=GRID_CLIP
+                self.engine.replica(which),
+                self.schedule,
+                SolverConfig(steps=steps),
+                noise.to(device()),
+                prediction=self.config.prediction,
+                clip_latents=clip,
             )
             grids[name] = image_grid(to_uint8(self.codec.decode(z0)).cpu().numpy(), columns=8)
-        self.model.train(was_training)
         return grids

@@ -1,20 +1,27 @@
-"""The one place that imports DeepSpeed: a module with its optimizer, ZeRO stage, clipping and portable state."""
+"""The one place that imports DeepSpeed: a module with its optimizer, ZeRO stage, clipping, averages, portable state."""
 
+import copy
 import logging
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import EngineConfig, OptimConfig
+from hdtrain.config.engine import EmaConfig, EngineConfig, OptimConfig
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.world import World
 from hdtrain.errors import CheckpointError, ConfigError
+from hdtrain.models.checkpointing import checkpoint_activations
+from hdtrain.models.ema import profiles
+from hdtrain.training.memory import zero_settings
+from hdtrain.training.optimizer import AveragingAdamW
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -34,6 +41,8 @@ from deepspeed.utils import (  # noqa: E402
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 
 deepspeed_logger.setLevel(logging.WARNING)
@@ -41,159 +50,247 @@ deepspeed_logger.setLevel(logging.WARNING)
 # that gloo does not do.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, dict[str, Tensor]]
+"""Tensors by file stem and name."""
 
 
 class Engine:
     """One module under DeepSpeed. Gradients are averaged over accumulation steps and ranks by DeepSpeed.
 
-    The state that it saves and loads is in full fp32 tensors by parameter name: independent of world size and stage.
+    The state that it gives and takes is in full fp32 tensors by parameter name: independent of world size and stage.
+
+    Args:
+        name: of the files and metrics.
+        module: what is trained; every parameter of it.
+        optim: optimizer.
+        plan: batch.
+        config: stage, precision, how a step is computed.
+        ema: moving averages to keep; None: none.
 
     Raises:
         ConfigError: bf16 for a module with batch normalisation, whose running statistics must stay in fp32.
     """
 
-    def __init__(self, name: str, module: nn.Module, optim: OptimConfig, plan: BatchPlan, config: EngineConfig):
-        self.name, self.config = name, config
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optim: OptimConfig,
+        plan: BatchPlan,
+        config: EngineConfig,
+        ema: EmaConfig | None = None,
+    ):
+        self.name, self.config, self.optim, self.ema, self.steps = name, config, optim, ema, 0
         if config.precision == "bf16" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
             problem = f"bf16 does not go with the batch normalisation of '{name}'; set engine.precision=fp32"
             raise ConfigError("engine.precision", [problem])
+        self.skeleton = copy.deepcopy(module).to("meta")
+        """The module's form without its weights."""
         self.module = module.to(device())
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-        )
+        self._shapes = {name: p.shape for name, p in module.named_parameters()}
+        if config.activation_checkpointing:
+            checkpoint_activations(self.module)
+        if config.compile:
+            self.module.compile()
+        parameters = list(self.module.parameters())
+        averages = profiles(ema.decay, ema.post_hoc) if ema else {}
+        self._inner = AveragingAdamW(parameters, optim, averages, self._permits)
+        deepspeed_logger.setLevel(logging.ERROR)  # it warns of every optimizer that is not torch's or its own
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=torch.compile(self.module) if config.compile else self.module,
+            model=self.module,
             model_parameters=parameters,
-            optimizer=optimizer,
-            config=_deepspeed_config(optim, plan, config),
+            optimizer=self._inner,
+            config=_deepspeed_config(optim, plan, config, sum(p.numel() for p in parameters)),
             dist_init_required=False,
         )
-        self._inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        self.steps = 0
+        deepspeed_logger.setLevel(logging.WARNING)
+        self._limit, self._taken, self._pending = math.inf, False, False
+        self._norm_of_stage_0: float | None = None
+        self._make_optimizer_state()
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Forward; floating-point inputs are cast to the engine's dtype."""
         return self._engine(*(self.cast(x) for x in inputs))
 
     def cast(self, x: Tensor) -> Tensor:
-        """A floating-point tensor in the engine's dtype, for calls of the bare module."""
-        return x.bfloat16() if self.config.precision == "bf16" and torch.is_floating_point(x) else x
+        """A floating-point tensor in the engine's dtype and memory format, for calls of the bare module."""
+        if self.config.precision == "bf16" and torch.is_floating_point(x):
+            x = x.bfloat16()
+        return x.contiguous(memory_format=torch.channels_last) if self.config.channels_last and x.ndim == 4 else x
 
-    @torch.no_grad()
-    def finish(self) -> None:
-        """End of training: the module in fp32 with the master weights. A collective where they are partitioned."""
-        masters = {name: value.clone() for name, value in self.master_weights().items()}
-        self.module.float()
-        for name, p in self._named_parameters():
-            p.copy_(masters[name])
-        self.config = self.config.model_copy(update={"precision": "fp32"})
-
-    def backward_and_step(self, loss: Tensor, lr: float) -> None:
-        """Backward; at the end of an accumulation an optimizer step with `lr`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one pass; after the last pass of an accumulation the gradients wait for `step`."""
         self._engine.backward(loss)
-        self.steps += int(self._engine.is_gradient_accumulation_boundary())
+        self._pending = self._engine.is_gradient_accumulation_boundary()
+        if not self._pending:
+            self._engine.step()  # counts the pass
+
+    def step(self, lr: float, max_grad_norm: float = math.inf) -> bool | None:
+        """Update the weights, unless the gradient's norm is not finite or above `max_grad_norm`.
+
+        Returns:
+            Whether the update was taken; None where there were no gradients. The same on every rank.
+        """
+        if not self._pending:
+            return None
+        for group in self._inner.param_groups:
+            group["lr"] = lr
+        self._limit, self._taken, self._pending = max_grad_norm, False, False
         self._engine.step()
+        if self._taken:
+            self.steps += 1
+            self._inner.updates = self.steps
+        return self._taken
+
+    def _permits(self) -> bool:
+        """Asked by the optimizer when DeepSpeed has reduced and measured the gradients."""
+        if not self._partitioned:  # stage 0 clips without telling the norm, so it is clipped here
+            clip = self.optim.clip_grad_norm or math.inf
+            self._norm_of_stage_0 = float(nn.utils.clip_grad_norm_(self.module.parameters(), clip))
+        norm = self.grad_norm
+        self._taken = norm is not None and math.isfinite(norm) and 0 <= norm <= self._limit
+        return self._taken
 
     @property
     def grad_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; None where it was not computed."""
-        norm = self._engine.get_global_grad_norm()
+        """Global gradient norm of the last step, before clipping; None before the first."""
+        norm = getattr(self._optimizer, "_global_grad_norm", None) if self._partitioned else self._norm_of_stage_0
         return None if norm is None else float(norm)
-
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-
-    def master_weights(self) -> dict[str, Tensor]:
-        """Trained weights in fp32, by name. A collective where the masters are partitioned (bf16)."""
-        if self.config.precision == "fp32":
-            return {name: p.detach() for name, p in self._named_parameters()}
-        return {name: safe_get_full_fp32_param(p) for name, p in self._named_parameters()}
-
-    def _buffers(self) -> dict[str, Tensor]:
-        """What the module keeps besides parameters: running statistics."""
-        parameters = dict(self.module.named_parameters())
-        return {name: value for name, value in self.module.state_dict().items() if name not in parameters}
-
-    def save(self, folder: Path, is_main: bool) -> None:
-        """Write `NAME.weights`, `NAME.moments` and, if there are any, `NAME.buffers` safetensors into `folder`.
-
-        All ranks call it, the main one writes.
-        """
-        weights, moments = self.master_weights(), {}
-        if self.steps > 0:  # before its first step an optimizer has no moments
-            moments = {f"{n}.{m}": self._moment(p, m) for n, p in self._named_parameters() for m in MOMENTS}
-        if is_main:
-            save_file(_on_cpu(weights), folder / f"{self.name}.weights.safetensors")
-            save_file(_on_cpu(moments), folder / f"{self.name}.moments.safetensors", {"steps": str(self.steps)})
-            if buffers := self._buffers():
-                kept = {name: value.detach().cpu().contiguous() for name, value in buffers.items()}
-                save_file(kept, folder / f"{self.name}.buffers.safetensors")
-
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: names or shapes differ from this module's.
-        """
-        weights = load_file(folder / f"{self.name}.weights.safetensors", str(device()))
-        expected = {name: p.shape for name, p in self._named_parameters()}
-        found = {name: value.shape for name, value in weights.items()}
-        if expected != found:
-            wrong = sorted(set(expected.items()) ^ set(found.items()))[:3]
-            raise CheckpointError(f"{folder}: weights of '{self.name}' do not fit the model, first: {wrong}")
-        for name, p in self._named_parameters():
-            with torch.no_grad():
-                p.copy_(weights[name])
-            if self._partitioned:
-                safe_set_full_fp32_param(p, weights[name])
-        if buffers := self._buffers():
-            kept = load_file(folder / f"{self.name}.buffers.safetensors", str(device()))
-            for name, value in buffers.items():
-                value.copy_(kept[name])
-        with safe_open(folder / f"{self.name}.moments.safetensors", "pt", str(device())) as moments:
-            self.steps = int(moments.metadata()["steps"])
-            if self.steps > 0:
-                self._make_optimizer_state()
-                for name, p in self._named_parameters():
-                    for moment in MOMENTS:
-                        self._set_moment(p, moment, moments.get_tensor(f"{name}.{moment}"))
-
-    def _make_optimizer_state(self) -> None:
-        """AdamW's state as after `steps` steps, moments still zero; DeepSpeed would make it at its first step only."""
-        for group in self._inner.param_groups:
-            for p in group["params"]:
-                self._inner.state[p] = {
-                    "step": torch.tensor(float(self.steps), device=p.device),
-                    "exp_avg": torch.zeros_like(p, dtype=torch.float32),
-                    "exp_avg_sq": torch.zeros_like(p, dtype=torch.float32),
-                }
-        if self._partitioned:
-            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     @property
     def _partitioned(self) -> bool:
         return self.config.zero_stage > 0
 
-    def _moment(self, p: nn.Parameter, moment: str) -> Tensor:
-        value: Tensor = safe_get_full_optimizer_state(p, moment) if self._partitioned else self._inner.state[p][moment]
+    def _masters(self) -> list[Tensor]:
+        """The fp32 weights that this rank's optimizer updates."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+            if hasattr(self._optimizer, name):
+                return list(getattr(self._optimizer, name))
+        return [p for group in self._inner.param_groups for p in group["params"]]
+
+    def _make_optimizer_state(self) -> None:
+        """DeepSpeed would make it at its first step only."""
+        self._inner.make_state(self._masters(), self.steps)
+        if self.config.zero_stage in (1, 2):
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _gather(self, p: nn.Parameter, what: str) -> Tensor:
+        """A weight (`weights`) or its state, in full. A collective where it is partitioned."""
+        if what == "weights":
+            whole_here = self.config.precision == "fp32" and self.config.zero_stage < 3
+            return p.detach() if whole_here else safe_get_full_fp32_param(p)
+        value: Tensor = safe_get_full_optimizer_state(p, what) if self._partitioned else self._inner.state[p][what]
         return value
 
-    def _set_moment(self, p: nn.Parameter, moment: str, value: Tensor) -> None:
+    def gathered(self, what: str = "weights") -> Iterator[tuple[str, Tensor]]:
+        """Name and full fp32 tensor of every weight: `weights`, a moment or an average. A collective, one by one."""
+        for name, p in self.module.named_parameters():
+            yield name, self._gather(p, what).reshape(self._shapes[name])
+
+    @torch.no_grad()
+    def replica(self, which: str = "weights") -> nn.Module:
+        """A plain fp32 copy of the module with full weights, or an average of them, on every rank. A collective.
+
+        Args:
+            which: `weights`, or an average's name.
+
+        Returns:
+            The module in eval mode, without gradients and without DeepSpeed.
+        """
+        module = copy.deepcopy(self.skeleton).to_empty(device=device()).requires_grad_(False).eval()
+        parameters = dict(module.named_parameters())
+        for name, value in self.gathered(which):
+            parameters[name].copy_(value)
+        buffers = dict(self.module.named_buffers())
+        for name, value in module.named_buffers():
+            value.copy_(buffers[name])
+        return module
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What the module keeps besides parameters: running statistics."""
+        return {name: value for name, value in self.module.state_dict().items() if name not in self._shapes}
+
+    def state(self, is_main: bool) -> State:
+        """Everything that `load` needs, copied to the CPU of the main rank; elsewhere nothing. A collective."""
+        found: State = {}
+        for what in ["weights", *self._inner.state_names]:
+            for name, value in self.gathered(what):
+                if is_main:
+                    found.setdefault(f"{self.name}.{what}", {})[name] = _copied_to_cpu(value)
+        if is_main and (buffers := self._buffers()):
+            found[f"{self.name}.buffers"] = {name: _copied_to_cpu(value) for name, value in buffers.items()}
+        return found
+
+    def averages(self, names: list[str], is_main: bool) -> dict[str, Tensor]:
+        """Full averages as `AVERAGE/PARAMETER`, on the CPU of the main rank. A collective."""
+        gathered = ((f"{what}/{name}", value) for what in names for name, value in self.gathered(what))
+        return {name: _copied_to_cpu(value) for name, value in gathered if is_main}
+
+    @torch.no_grad()
+    def load(self, folder: Path, steps: int) -> None:
+        """Restore the `state` that was written to `folder` after `steps` updates.
+
+        Raises:
+            CheckpointError: names or shapes differ from this module's.
+        """
+        weights = self._read(folder, "weights")
+        for name, p in self.module.named_parameters():
+            self._set_weight(p, weights[name])
+        if buffers := self._buffers():
+            kept = load_file(folder / f"{self.name}.buffers.safetensors", str(device()))
+            for name, value in buffers.items():
+                value.copy_(kept[name])
+        self.steps = steps
+        self._make_optimizer_state()
+        for what in self._inner.state_names:
+            values = self._read(folder, what)
+            for name, p in self.module.named_parameters():
+                self._set_state(p, values[name], what)
+
+    def _read(self, folder: Path, what: str) -> dict[str, Tensor]:
+        path = folder / f"{self.name}.{what}.safetensors"
+        if not path.exists():
+            raise CheckpointError(f"{folder}: holds no {path.name}: it was written with other settings of `ema`")
+        with safe_open(path, "pt", str(device())) as file:
+            found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if found != self._shapes:
+                wrong = sorted(set(self._shapes.items()) ^ set(found.items()))[:3]
+                raise CheckpointError(f"{folder}: {what} of '{self.name}' do not fit the model, first: {wrong}")
+            return {name: file.get_tensor(name) for name in found}
+
+    def _set_weight(self, p: nn.Parameter, value: Tensor) -> None:
+        if self.config.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
+                p.copy_(value)
+            safe_set_local_fp32_param(p, _part_of_this_rank(p, value))
+            return
+        p.copy_(value)
         if self._partitioned:
-            safe_set_full_optimizer_state(p, value, moment)
+            safe_set_full_fp32_param(p, value)
+
+    def _set_state(self, p: nn.Parameter, value: Tensor, what: str) -> None:
+        if self.config.zero_stage == 3:
+            safe_set_local_optimizer_state(p, _part_of_this_rank(p, value), what)
+        elif self._partitioned:
+            safe_set_full_optimizer_state(p, value, what)
         else:
-            self._inner.state[p][moment].copy_(value)
+            self._inner.state[p][what].copy_(value)
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
+def _part_of_this_rank(p: nn.Parameter, value: Tensor) -> Tensor:
+    """What stage 3 keeps of `value` here. DeepSpeed's own cut forgets that the last part is padded."""
+    world, size = World.from_environment(), p.ds_tensor.numel()
+    padded = nn.functional.pad(value.flatten(), (0, size * world.size - value.numel()))
+    return padded.narrow(0, size * world.rank, size)
 
 
-def _deepspeed_config(optim: OptimConfig, plan: BatchPlan, config: EngineConfig) -> dict[str, Any]:
+def _copied_to_cpu(value: Tensor) -> Tensor:
+    """A copy that later steps do not change."""
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _deepspeed_config(optim: OptimConfig, plan: BatchPlan, config: EngineConfig, num_parameters: int) -> dict[str, Any]:
     """A fresh dict an engine: DeepSpeed writes into what it is given."""
     precision: dict[str, Any] = {}
     if config.precision == "bf16":
@@ -202,9 +299,9 @@ def _deepspeed_config(optim: OptimConfig, plan: BatchPlan, config: EngineConfig)
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "train_batch_size": plan.micro_batch_size * plan.accumulation_steps * World.from_environment().size,
-        "zero_optimization": {"stage": config.zero_stage},
-        # Stated always: left out, DeepSpeed 0.19 clips at 1.0.
-        "gradient_clipping": optim.clip_grad_norm,
+        "zero_optimization": zero_settings(config.zero_stage, num_parameters),
+        # Stated always: left out, DeepSpeed 0.19 clips at 1.0. At stage 0 the engine clips.
+        "gradient_clipping": optim.clip_grad_norm if config.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,
         **precision,
     }

@@ -1,29 +1,61 @@
 """The one training loop: restore, then load, step, log, save until the images are seen."""
 
+import contextlib
 import math
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from hdtrain.config.batch import BatchPlan, every_steps
-from hdtrain.config.training import DurationConfig, OptimConfig
+from hdtrain.config.engine import DurationConfig, EngineConfig, GuardConfig
 from hdtrain.data.prefetch import Prefetcher
-from hdtrain.distributed.collectives import all_reduce_max, all_reduce_mean, barrier, device
+from hdtrain.distributed.collectives import all_gather_objects, all_reduce_max, all_reduce_mean, all_reduce_sum, device
 from hdtrain.distributed.seeds import Draws
-from hdtrain.distributed.stop import STOP, STOPPED_EXIT_CODE
+from hdtrain.distributed.stop import NUM_REASONS, STOP, STOPPED_EXIT_CODE, Deadline, stop_reason
+from hdtrain.distributed.watchdog import Watchdog
 from hdtrain.distributed.world import World
 from hdtrain.errors import TrainingError
-from hdtrain.formats.checkpoint import find_latest, prune, read_meta, write_checkpoint
+from hdtrain.formats.atomic import write_through
+from hdtrain.formats.checkpoint import find_latest
+from hdtrain.formats.run_dir import RunDir
+from hdtrain.models.ema import average_names
 from hdtrain.progress import Progress
+from hdtrain.training.costs import Costs
+from hdtrain.training.guard import Guard
 from hdtrain.training.lr import lr_at
+from hdtrain.training.memory import device_bytes, is_out_of_memory, out_of_memory_advice
+from hdtrain.training.meter import Meter
 from hdtrain.training.metrics import MetricWriter
+from hdtrain.training.peak import device_peak_flops
+from hdtrain.training.saving import Checkpoints
 from hdtrain.training.task import Source, Task
+
+_KEYS_SHOWN = 8
+
+
+class LoopConfig(Protocol):
+    """The parts of a training config that the loop reads."""
+
+    @property
+    def duration(self) -> DurationConfig:
+        """Images to see."""
+        ...
+
+    @property
+    def engine(self) -> EngineConfig:
+        """How a step is computed."""
+        ...
+
+    @property
+    def guard(self) -> GuardConfig:
+        """When a step is not taken."""
+        ...
 
 
 @dataclass
@@ -34,174 +66,243 @@ class Trainer:
     task: Task
     source: Source
     plan: BatchPlan
-    optim: OptimConfig
-    duration: DurationConfig
+    config: LoopConfig
     world: World
     seed: int
-    checkpoints: Path
-    metrics: Path
-    tensorboard: Path
+    run: RunDir
+    costs: Costs
     step: int = 0
 
+    def __post_init__(self) -> None:
+        self.duration = self.config.duration
+        self.num_steps = self.plan.num_steps(self.duration.images)
+        self.guard = Guard(self.config.guard)
+        self.checkpoints = Checkpoints(self.run.checkpoints, self.duration, self.world)
+        self.engines = list(self.task.engines.values())
+        self.deadline = Deadline.from_environment()
+        self.watchdog = Watchdog(
+            self.run.heartbeats,
+            self.world,
+            timeout_sec=self.config.engine.hang_timeout_sec,
+            title=self.title,
+            checkpoints=self.run.checkpoints,
+        )
+        self.stopping = ""
+        """Why the run leaves before its end."""
+        self._validation: float | None = None
+        self._lrs: dict[str, float] = {}
+
+    @property
+    def images_seen(self) -> int:
+        """By the steps made so far."""
+        return self.step * self.plan.global_batch_size
+
     def train(self) -> None:
-        """Run to the end, or save and leave with exit code 3 when a signal asks for it."""
+        """Run to the end, or save and leave with exit code 3 when a signal asks for it or the job's time is up."""
         STOP.install()
         self._restore()
-        num_steps = self.plan.num_steps(self.duration.images)
-        if self.step == num_steps:
+        if self.step == self.num_steps:
             return
-        writer = MetricWriter(self.metrics, self.tensorboard, self.step) if self.world.is_main else None
-        batches = Prefetcher(lambda item: self.source.batch(self.plan.positions(*item)), self._passes(num_steps))
-        save_every = every_steps(self.duration.checkpoint_every_images, self.duration, 10, self.plan.global_batch_size)
-        show_every = every_steps(self.duration.visualise_every_images, self.duration, 5, self.plan.global_batch_size)
-        done, total = self.step * self.plan.global_batch_size, num_steps * self.plan.global_batch_size
-        meter = _Meter(batches, self.step)
-        with Progress(self.title, total, done=done, enabled=self.world.is_main) as progress:
-            stream = iter(batches)
-            while self.step < num_steps:
-                logs, keys = self._step_once(stream)
-                stopping = self._agree(STOP.is_set, logs, keys)
-                progress.update(self.plan.global_batch_size, f"loss {float(next(iter(logs.values()))):.4f}")
-                last = self.step == num_steps
-                if last or self.step == 1 or self.step % self.duration.log_every_steps == 0:
-                    self._log(writer, logs, meter)
-                if writer and (last or self.step == 1 or self.step % show_every == 0):
-                    writer.images(self.step, self.task.visualise())
-                    meter.restart(self.step)
-                if last or stopping or self.step % save_every == 0:
-                    self._save()
-                    meter.restart(self.step)
-                if stopping:
-                    break
-        if writer:
-            writer.close()
-        if self.step < num_steps:
-            self._leave(num_steps)
+        batches = Prefetcher(lambda item: self.source.batch(self.plan.positions(*item)), self._passes())
+        total = self.num_steps * self.plan.global_batch_size
+        self.meter = Meter(batches, self.plan.global_batch_size)
+        progress = Progress(self.title, total, done=self.images_seen, enabled=self.world.is_main)
+        with progress, self.watchdog, self._writer() as writer, self._out_of_memory_explained():
+            self._run(iter(batches), writer, progress)
+            self.watchdog.beat(self.step, "writing the checkpoint")
+            self.checkpoints.wait()
+        if self.step < self.num_steps:
+            self._leave()
         if self.world.is_main:
             print(f"{self.title}: {progress.done:,} images seen, {progress.rate:.1f} img/s in this run")
 
-    def _passes(self, num_steps: int) -> Iterator[tuple[int, int, int]]:
+    def _run(self, stream: Iterator[Any], writer: MetricWriter, progress: Progress) -> None:
+        save_every = self._every(self.duration.checkpoint_every_images, 10)
+        show_every = self._every(self.duration.visualise_every_images, 5)
+        while self.step < self.num_steps and not self.stopping:
+            self.meter.go_on()
+            logs, keys = self._accumulate(stream)
+            self._update(logs, keys)
+            self.checkpoints.check()
+            self.meter.step()
+            progress.update(self.plan.global_batch_size, f"loss {float(next(iter(logs.values()))):.4f}")
+            first, last = self.step == 1, self.step == self.num_steps
+            figures: dict[str, float] = {}
+            if last or first or self.step % self.duration.log_every_steps == 0:
+                figures |= self._figures(logs)
+            if last or first or self.step % show_every == 0:
+                self.watchdog.beat(self.step, "validating and drawing samples")
+                figures |= self._validate()
+                writer.images(self.step, self.task.visualise())
+            if figures:
+                writer.scalars(self.step, self.images_seen, figures)
+            self._snapshot(last)
+            if last or self.stopping or self.step % save_every == 0:
+                self._save()
+
+    @contextlib.contextmanager
+    def _out_of_memory_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            here = device_bytes(device(), ranks_here=self.world.size)
+            advice = out_of_memory_advice(self.costs, self.plan, self.config.engine, here)
+            raise TrainingError(f"{self.title}: out of memory in step {self.step + 1}. It {advice}") from error
+
+    def _every(self, every_images: int | None, times: int) -> int:
+        return every_steps(every_images, self.duration, times, self.plan.global_batch_size)
+
+    def _writer(self) -> MetricWriter:
+        return MetricWriter(self.run.metrics, self.run.tensorboard, self.step, enabled=self.world.is_main)
+
+    def _passes(self) -> Iterator[tuple[int, int, int]]:
         """What `plan.positions` takes, for every pass that this rank has to make."""
-        for step in range(self.step, num_steps):
+        for step in range(self.step, self.num_steps):
             for accumulation_step in range(self.plan.accumulation_steps):
                 yield step, accumulation_step, self.world.rank
 
-    def _step_once(self, stream: Iterator[Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """One optimizer step: every pass of its accumulation."""
-        images_seen = self.step * self.plan.global_batch_size
-        lr = lr_at(images_seen, self.optim, self.duration.images)
-        logs: dict[str, list[torch.Tensor]] = {}
+    def _accumulate(self, stream: Iterator[Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """Losses and gradients of one step's images: every pass of its accumulation."""
+        logs: dict[str, list[Tensor]] = {}
         keys: list[str] = []
         for accumulation_step in range(self.plan.accumulation_steps):
+            self.watchdog.beat(self.step, "waiting for data")
             batch = next(stream)
+            self.watchdog.beat(self.step, "computing")
             draws = Draws(self.seed, self.step, accumulation_step, self.world.rank, self.plan, device())
-            for name, value in self.task.micro_step(batch, draws, lr, images_seen).items():
+            for name, value in self.task.micro_step(batch, draws, self.images_seen).items():
                 logs.setdefault(name, []).append(value.detach().float())
             keys += batch.keys
-        if self.task.ema is not None:
-            engine = next(iter(self.task.engines.values()))
-            self.task.ema.update(iter(engine.master_weights().items()))
-        self.step += 1
         return {name: torch.stack(values).mean() for name, values in logs.items()}, keys
 
-    def _agree(self, stop: bool, logs: dict[str, torch.Tensor], keys: list[str]) -> bool:
-        """One small all-reduce a step: has any rank been asked to stop, is a loss or a gradient anywhere not finite?"""
-        norms = {f"grad_norm/{n}": e.grad_norm for n, e in self.task.engines.items()}
-        figures = {n: float(value) for n, value in [*logs.items(), *norms.items()] if value is not None}
-        bad = not all(map(math.isfinite, figures.values()))
-        flags = all_reduce_max(torch.tensor([float(stop), float(bad)], device=device()))
-        if flags[1]:
-            here = f"on rank {self.world.rank}: " if bad else "on another rank; here "
-            losses = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            saved = find_latest(self.checkpoints)
-            raise TrainingError(
-                f"{self.title}: loss or gradient is not finite at step {self.step} {here}{losses}; keys of the batch: "
-                f"{', '.join(keys[:8])}{' …' if len(keys) > 8 else ''}; last good checkpoint: {saved or 'none'}; "
-                "a lower optim.lr or a smaller optim.clip_grad_norm usually helps"
-            )
-        return bool(flags[0])
+    def _update(self, logs: dict[str, Tensor], keys: list[str]) -> None:
+        """Step the engines, if no rank and no engine has a reason against it; note if any rank has one to stop.
 
-    def _log(self, writer: MetricWriter | None, logs: dict[str, torch.Tensor], meter: "_Meter") -> None:
-        """Losses are means over ranks; the wait for data is that of the rank that waited most. The main one writes."""
-        means = all_reduce_mean(torch.stack([value.double() for value in logs.values()]))
-        rates = meter.read(self.step, self.plan.global_batch_size)
-        rates["data_wait"] = float(all_reduce_max(torch.tensor(rates["data_wait"], device=device())))
-        if writer is None:
+        One small all-reduce: the reasons must be the same everywhere.
+        """
+        self.watchdog.beat(self.step, "agreeing")
+        values = torch.stack(list(logs.values())).tolist()
+        finite = all(map(math.isfinite, values))
+        votes = STOP.votes(self.deadline.reached(self.checkpoints.save_sec, self.meter.step_sec))
+        report = [*votes, float(not finite), values[0] / self.world.size]
+        report = all_reduce_sum(torch.tensor(report, dtype=torch.float64, device=device())).tolist()
+        self.stopping = stop_reason(report[:NUM_REASONS], self.deadline)
+        bad, loss = report[NUM_REASONS:]
+        problem = ""
+        if bad:
+            problem = "loss is not finite"
+        elif loss > (limit := self.guard.loss_limit()):
+            problem = f"loss spike: {loss:.4g}, where up to {limit:.4g} was to be expected"
+        norms: dict[str, float] = {}
+        for name, engine in self.task.engines.items():
+            limit = -1.0 if problem else self.guard.grad_norm_limit(name)
+            lr = lr_at(self.images_seen, engine.optim, self.duration.images, self.plan.global_batch_size)
+            self._lrs["lr" if engine is self.engines[0] else f"lr/{name}"] = lr
+            taken = engine.step(lr, limit)
+            norm = math.nan if engine.grad_norm is None else engine.grad_norm
+            if taken:
+                norms[name] = norm
+            elif taken is False and not problem:
+                what = f"is {norm:.4g}, where up to {limit:.4g} was to be expected"
+                problem = f"gradient norm of {name} {what if math.isfinite(norm) else 'is not finite'}"
+        self.step += 1
+        if problem:
+            self._refuse(problem, dict(zip(logs, values, strict=True)), keys)
+        else:
+            self.guard.saw(loss, norms)
+
+    def _refuse(self, problem: str, losses: dict[str, float], keys: list[str]) -> None:
+        """Pass the batch over if the config allows it, else stop with what is known. Weights are as before the step."""
+        reports = all_gather_objects((self.world.rank, losses, keys))
+        guilty = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
+        guilty = guilty or [max(reports, key=lambda report: next(iter(report[1].values())))]
+        where = "; ".join(
+            f"rank {rank}: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}, keys of the batch: "
+            f"{', '.join(keys[:_KEYS_SHOWN])}{' …' if len(keys) > _KEYS_SHOWN else ''}"
+            for rank, losses, keys in guilty
+        )
+        message = f"{self.title}: {problem} at step {self.step} ({where})"
+        if self.guard.may_skip():
+            if self.world.is_main:
+                count = f"{self.guard.skipped} of {self.config.guard.skip_batches}"
+                print(f"{message}; passed over ({count} that guard.skip_batches allows)", file=sys.stderr)
             return
-        images_seen = self.step * self.plan.global_batch_size
+        self.checkpoints.wait()
+        saved = all_gather_objects(find_latest(self.run.checkpoints))[0]  # the main rank has written it
+        raise TrainingError(
+            f"{message}; no update was made with it; last good checkpoint: {saved or 'none'}. The same command with "
+            f"guard.skip_batches={self.guard.skipped} passes such batches over; if they come often, a lower optim.lr "
+            "or a smaller optim.clip_grad_norm helps"
+        )
+
+    def _figures(self, logs: dict[str, Tensor]) -> dict[str, float]:
+        """Losses are means over ranks; the wait for data is that of the rank that waited most."""
+        means = all_reduce_mean(torch.stack([value.double() for value in logs.values()]))
         values = dict(zip(logs, means.tolist(), strict=True))
-        values["lr"] = lr_at(images_seen - self.plan.global_batch_size, self.optim, self.duration.images)
+        for name, (sums, counts) in self.task.pop_statistics().items():
+            both = all_reduce_sum(torch.stack([sums, counts]).double())
+            values |= {f"{name}/{i}": float(s / n) for i, (s, n) in enumerate(both.T) if n > 0}
+        values |= self._lrs
+        rates = self.meter.read(self.costs.training_flops(self.images_seen - 1), self._peak_flops)
+        rates["data_wait"] = float(all_reduce_max(torch.tensor(rates["data_wait"], device=device())))
         for name, engine in self.task.engines.items():
             if engine.grad_norm is not None:
                 values[f"grad_norm/{name}"] = engine.grad_norm
-        writer.scalars(self.step, images_seen, values | rates)
+        if self.guard.skipped:
+            values["skipped_batches"] = self.guard.skipped
+        return values | rates
+
+    @cached_property
+    def _peak_flops(self) -> float:
+        """Of all ranks' devices together, a second."""
+        return device_peak_flops(device(), self.config.engine.precision) * self.world.size
+
+    def _validate(self) -> dict[str, float]:
+        figures = self.task.validate()
+        held_out = [value for name, value in figures.items() if name.startswith("validation/")]
+        self._validation = held_out[0] if held_out else None  # what is measured on training data chooses nothing
+        return figures
+
+    def _snapshot(self, last: bool) -> None:
+        """Write down the post-hoc averages, `ema.snapshots` times a run."""
+        for engine in self.engines:
+            if engine.ema is None or not engine.ema.post_hoc:
+                continue
+            every = math.ceil(self.num_steps / engine.ema.snapshots)
+            if not (last or self.step % every == 0):
+                continue
+            tensors = engine.averages(average_names(True)[1:], self.world.is_main)
+            path, metadata = self.run.ema_snapshot(self.images_seen), {"updates": str(engine.steps)}
+            self.checkpoints.in_background(
+                lambda path=path, tensors=tensors, metadata=metadata: write_through(  # type: ignore[misc]
+                    path, lambda temporary: save_file(tensors, temporary, metadata)
+                )
+            )
 
     def _save(self) -> None:
-        """All ranks gather, the main one writes; the others wait for it."""
-
-        def write(folder: Path) -> None:
-            for engine in self.task.engines.values():
-                engine.save(folder, is_main=True)
-            if self.task.ema is not None:
-                save_file(
-                    {k: v.cpu().contiguous() for k, v in self.task.ema.shadow.items()}, folder / "ema.safetensors"
-                )
-
-        if self.world.is_main:
-            meta = {
-                "images_seen": self.step * self.plan.global_batch_size,
-                "world_size": self.world.size,
-                "ema_updates": self.task.ema.updates if self.task.ema else 0,
-            }
-            write_checkpoint(self.checkpoints, self.step, write, meta)
-            prune(self.checkpoints, self.duration.keep_checkpoints)
-        else:
-            for engine in self.task.engines.values():
-                engine.save(self.checkpoints, is_main=False)
-        barrier()
+        self.watchdog.beat(self.step, "saving")
+        meta = {"images_seen": self.images_seen, "world_size": self.world.size, "guard": self.guard.state()}
+        self.checkpoints.save(self.step, self.engines, meta | {"validation": self._validation})
 
     def _restore(self) -> None:
-        folder = find_latest(self.checkpoints)
-        if folder is None:
+        meta = self.checkpoints.load(self.engines)
+        if meta is None:
             return
-        meta = read_meta(folder)
-        self.step = int(meta["step"])
-        for engine in self.task.engines.values():
-            engine.load(folder)
-        if self.task.ema is not None:
-            self.task.ema.updates = int(meta["ema_updates"])
-            for name, value in load_file(folder / "ema.safetensors", str(device())).items():
-                self.task.ema.shadow[name].copy_(value)
-        if self.world.is_main:
-            print(f"{self.title}: going on from {folder.name}, {meta['images_seen']:,} images seen", file=sys.stderr)
-
-    def _leave(self, num_steps: int) -> None:
+        self.step, self._validation = int(meta["step"]), meta["validation"]
+        self.guard.load(meta["guard"])
         if self.world.is_main:
             print(
-                f"{self.title}: stopped by a signal after step {self.step} of {num_steps}, state is saved; "
+                f"{self.title}: going on from step-{self.step:08d}, {meta['images_seen']:,} images seen",
+                file=sys.stderr,
+            )
+
+    def _leave(self) -> None:
+        if self.world.is_main:
+            print(
+                f"{self.title}: stopped {self.stopping} after step {self.step} of {self.num_steps}, state is saved; "
                 "the same command goes on from here",
                 file=sys.stderr,
             )
         raise SystemExit(STOPPED_EXIT_CODE)
-
-
-class _Meter:
-    """Images a second and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, batches: Prefetcher[Any], step: int):
-        self.batches = batches
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self.started, self.wait, self.step = time.monotonic(), self.batches.wait_sec, step
-
-    def read(self, step: int, global_batch_size: int) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        values = {
-            "images_per_sec": (step - self.step) * global_batch_size / seconds,
-            "data_wait": (self.batches.wait_sec - self.wait) / seconds,
-        }
-        if torch.cuda.is_available():
-            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.restart(step)
-        return values

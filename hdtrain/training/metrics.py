@@ -11,9 +11,19 @@ from hdtrain.formats.atomic import write_bytes
 
 
 class MetricWriter:
-    """Scalars and images of one training run. `resume_step` drops what a killed run wrote after its last checkpoint."""
+    """Scalars and images of one training run.
 
-    def __init__(self, jsonl: Path, tensorboard: Path, resume_step: int):
+    Args:
+        jsonl: the rows.
+        tensorboard: folder of event files.
+        resume_step: what a killed run wrote after this step, its last checkpoint, is dropped.
+        enabled: False writes nothing (ranks other than 0).
+    """
+
+    def __init__(self, jsonl: Path, tensorboard: Path, resume_step: int, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
         if jsonl.exists():
             kept = [line for line in jsonl.read_bytes().splitlines(keepends=True) if _step_of(line) <= resume_step]
             write_bytes(jsonl, b"".join(kept))
@@ -23,6 +33,8 @@ class MetricWriter:
 
     def scalars(self, step: int, images: int, values: dict[str, float]) -> None:
         """One row for both; TensorBoard's x axis is steps."""
+        if not self._enabled:
+            return
         row = {"step": step, "images": images, "time": time.time(), **values}
         self._lines.write(json.dumps(row).encode() + b"\n")
         self._lines.flush()
@@ -31,14 +43,19 @@ class MetricWriter:
 
     def images(self, step: int, grids: dict[str, np.ndarray]) -> None:
         """uint8 HWC grids."""
+        if not self._enabled:
+            return
         for name, grid in grids.items():
             self._board.add_image(name, grid, step, dataformats="HWC")
         self._board.flush()
 
-    def close(self) -> None:
-        """Flush both."""
-        self._lines.close()
-        self._board.close()
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            self._lines.close()
+            self._board.close()
 
 
 def _step_of(line: bytes) -> int:

@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor
 
 from hdtrain.distributed.seeds import Draws
-from hdtrain.models.ema import Ema
 from hdtrain.training.engine import Engine
 
 
@@ -19,23 +18,31 @@ class Source(Protocol):
         ...
 
 
-class Task(Protocol):
-    """One thing to train."""
+class Task:
+    """One thing to train.
 
-    @property
-    def engines(self) -> Mapping[str, Engine]:
-        """What is trained, by name."""
-        ...
+    Everything but `micro_step` may be a collective: the loop calls it on every rank, at the same steps.
+    """
 
-    @property
-    def ema(self) -> Ema | None:
-        """The moving average of the first engine's weights."""
-        ...
+    engines: Mapping[str, Engine]
+    """What is trained, by name."""
 
-    def micro_step(self, batch: Any, draws: Draws, lr: float, images_seen: int) -> dict[str, Tensor]:
-        """Losses, backward and (at the end of an accumulation) optimizer steps; returns scalars to log."""
-        ...
+    def micro_step(self, batch: Any, draws: Draws, images_seen: int) -> dict[str, Tensor]:
+        """Losses and their backward, for one pass; the loop steps the engines.
+
+        Returns:
+            Scalars to log, the same names on every rank; the first is the loss that is watched for spikes.
+        """
+        raise NotImplementedError
 
     def visualise(self) -> dict[str, np.ndarray]:
-        """Image grids (uint8 HWC) of fixed inputs and seeds, by TensorBoard tag."""
-        ...
+        """Image grids (uint8 HWC) of fixed inputs and seeds, by TensorBoard tag; the main rank's are written."""
+        return {}
+
+    def validate(self) -> dict[str, float]:
+        """Figures on fixed data and noise, by metric name; the first `validation/…` is what `keep_best` goes by."""
+        return {}
+
+    def pop_statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sums and counts, one a bin, gathered on this rank since the last call; logged as means `NAME/0` …"""
+        return {}

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import EngineConfig, OptimConfig
+from hdtrain.config.engine import EmaConfig, EngineConfig, OptimConfig
 from hdtrain.distributed.collectives import all_reduce_max, all_reduce_mean, all_reduce_sum, barrier, process_group
 from hdtrain.distributed.world import World
 from hdtrain.training.autoencoder import adaptive_weight
@@ -34,12 +35,12 @@ def one_adaptive_weight() -> None:
     source = torch.Generator().manual_seed(0)
     features, weight = torch.randn(4, 5, 8, 8, generator=source), torch.randn(3, 5, 3, 3, generator=source)
     gradients = [torch.randn(4, 3, 8, 8, generator=source) for _ in range(2)]
-    whole = adaptive_weight((gradients[0], gradients[1]), features, weight)  # before there is a group
+    whole = adaptive_weight((gradients[0], gradients[1]), features, weight.shape)  # before there is a group
     with process_group():
         mine = slice(4 // world.size * world.rank, 4 // world.size * (world.rank + 1))
         # The mean over a part of the images has gradients larger by the number of parts.
         parts = [gradient[mine] * world.size for gradient in gradients]
-        torch.testing.assert_close(adaptive_weight((parts[0], parts[1]), features[mine], weight), whole)
+        torch.testing.assert_close(adaptive_weight((parts[0], parts[1]), features[mine], weight.shape), whole)
 
 
 def three_more_steps(folder: str, zero_stage: int) -> None:
@@ -49,16 +50,20 @@ def three_more_steps(folder: str, zero_stage: int) -> None:
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.SiLU(), torch.nn.Linear(7, 3))
         plan = BatchPlan(8, 8 // world.size, 1, world.size)
-        engine = Engine("net", net, OptimConfig(lr=0.01, clip_grad_norm=0.3), plan, EngineConfig(zero_stage=zero_stage))
+        engine = Engine(
+            "net", net, OptimConfig(lr=0.01, clip_grad_norm=0.3), plan, EngineConfig(zero_stage=zero_stage), EmaConfig()
+        )
         if before.exists():
-            engine.load(before)
+            engine.load(before, 3)
         barrier()
         for step in range(engine.steps, engine.steps + 3):
             source = torch.Generator().manual_seed(step)
             x, y = torch.randn(8, 4, generator=source), torch.randn(8, 3, generator=source)
             mine = list(plan.positions(0, 0, world.rank))
-            engine.backward_and_step((engine(x[mine]) - y[mine]).square().mean(), 0.01)
+            engine.backward((engine(x[mine]) - y[mine]).square().mean())
+            assert engine.step(0.01)
         after = Path(folder) / f"after-{engine.steps}"
         after.mkdir(parents=True, exist_ok=True)
-        engine.save(after, is_main=world.is_main)
+        for stem, tensors in engine.state(world.is_main).items():
+            save_file(tensors, after / f"{stem}.safetensors")
         barrier()

@@ -1,4 +1,4 @@
-"""All eleven stages, from raw images to report.html, through the real command line: a table of runs in order."""
+"""All stages, from raw images to report.html, through the real command line: a table of runs in order."""
 
 import os
 import re
@@ -33,6 +33,7 @@ def recipe() -> dict:
         "resharded": {"stage": "reshard", "config": {"images": ["@labelled"], "samples_per_shard": 7}},
         "checked": {"stage": "verify", "config": {"images": "@resharded"}},
         "seen": {"stage": "inspect", "config": {"images": "@resharded"}},
+        "ldm-ema": {"stage": "rebuild-ema", "config": {"denoiser": "@ldm", "std": 0.1}},
         "selection": {
             "stage": "select",
             "config": {
@@ -63,6 +64,8 @@ def recipe() -> dict:
             },
         },
         "report": {"stage": "report", "config": {"evaluation": "@evaluation", "selection": "@selection"}},
+        "exported": {"stage": "export", "config": {"denoiser": "@ldm", "decoder": "@decoder"}},
+        "imported": {"stage": "import", "config": {"part": "autoencoder", "path": "@exported/model"}},
     }
     return {"name": "tiny", "out": "runs", "variables": {"data": "raw"}, "ranks": {"vae": 2}, "stages": nodes}
 
@@ -77,7 +80,7 @@ class Row:
 
 
 EVERYTHING = set(recipe()["stages"])
-FROM_DECODER = {"decoder", "candidates", "selection", "arm-selective", "evaluation", "report"}
+FROM_DECODER = {"decoder", "candidates", "selection", "arm-selective", "evaluation", "report", "exported", "imported"}
 WITHOUT_VAE = {"unlabelled", "labelled", "test", "resharded", "checked", "seen", "phi", "arm-real"}
 TABLE = [
     Row("from raw images to the report", EVERYTHING),

@@ -14,17 +14,11 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from hdtrain import cli
+from hdtrain.config.engine import BatchConfig, DurationConfig, EmaConfig, EngineConfig, GuardConfig, OptimConfig
 from hdtrain.config.load import read_yaml, validate
 from hdtrain.config.shards import Columns
 from hdtrain.config.stages import STAGES
-from hdtrain.config.training import (
-    BatchConfig,
-    DurationConfig,
-    EngineConfig,
-    NoiseScheduleConfig,
-    OptimConfig,
-    ReaderConfig,
-)
+from hdtrain.config.training import NoiseScheduleConfig, ReaderConfig
 from hdtrain.errors import ConfigError
 from hdtrain.formats.index import SCHEMA
 from hdtrain.recipe import load_recipe
@@ -38,6 +32,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "batch": BatchConfig,
     "duration": DurationConfig,
     "engine": EngineConfig,
+    "ema": EmaConfig,
+    "guard": GuardConfig,
     "reader": ReaderConfig,
     "schedule": NoiseScheduleConfig,
     "columns": Columns,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdtrain.config.batch import BatchPlan, every_steps
-from hdtrain.config.training import BatchConfig, DurationConfig
+from hdtrain.config.engine import BatchConfig, DurationConfig
 from hdtrain.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import BatchConfig
+from hdtrain.config.engine import BatchConfig
 from hdtrain.data.order import SampleOrder
 from hdtrain.errors import DataError
 

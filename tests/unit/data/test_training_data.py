@@ -10,7 +10,8 @@ from PIL import Image
 from tiny_chain import draw
 
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import BatchConfig, ReaderConfig
+from hdtrain.config.engine import BatchConfig
+from hdtrain.config.training import ReaderConfig
 from hdtrain.data.images import TrainingImages, shared_classes
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.errors import DataError, ManifestError, ShardError

@@ -7,12 +7,13 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
-from hdtrain.diffusion.guidance import classifier_gradient
+from hdtrain.diffusion.guidance import classifier_gradient, guided
 from hdtrain.diffusion.sampler import ddim_sample
 from hdtrain.diffusion.schedule import NoiseSchedule, timesteps_of
 from hdtrain.errors import ConfigError
 
 LINEAR = NoiseScheduleConfig()
+ZERO = NoiseScheduleConfig(zero_terminal_snr=True)
 SCALED = NoiseScheduleConfig(kind="scaled_linear", beta_start=0.0015, beta_end=0.0155)
 SHAPE = (3, 2, 4, 4)
 
@@ -30,11 +31,20 @@ def noise() -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("config", [LINEAR, SCALED], ids=["linear", "scaled"])
+@pytest.mark.parametrize(
+    ("config", "prediction"),
+    [
+        *((LINEAR, prediction) for prediction in ("epsilon", "v_prediction", "sample")),
+        (SCALED, "epsilon"),
+        (ZERO, "v_prediction"),
+        (ZERO, "sample"),
+    ],
+)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_without_guidance_it_is_the_loop_of_diffusers(config, eta, noise):
+def test_without_guidance_it_is_the_loop_of_diffusers(config, prediction, eta, noise):
     solver = SolverConfig(steps=20, eta=eta)
-    ours = ddim_sample(denoiser, NoiseSchedule(config), solver, noise, step_noise=step_noise)
+    schedule = NoiseSchedule(config)
+    ours = ddim_sample(denoiser, schedule, solver, noise, prediction=prediction, step_noise=step_noise)
     plain = DDIMScheduler(
         beta_start=config.beta_start,
         beta_end=config.beta_end,
@@ -42,6 +52,9 @@ def test_without_guidance_it_is_the_loop_of_diffusers(config, eta, noise):
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=config.zero_terminal_snr,
+        timestep_spacing="trailing" if config.zero_terminal_snr else "leading",
     )
     plain.set_timesteps(20)
     z = noise
@@ -60,6 +73,14 @@ def test_the_timesteps_are_those_of_the_paper_and_none_lies_outside_the_schedule
             ConfigError, match=rf"must divide 1000 timesteps evenly, got {steps}; near it: .*\b{near}\b"
         ):
             timesteps_of(schedule.ddim(), steps)
+
+
+def test_under_zero_terminal_snr_sampling_begins_at_the_last_timestep():
+    schedule = NoiseSchedule(ZERO)
+    assert timesteps_of(schedule.ddim(), 4) == [999, 749, 499, 249]
+    assert timesteps_of(schedule.ddim(), 1000) == list(range(999, -1, -1))
+    with pytest.raises(ConfigError, match="must divide 1000 timesteps evenly, got 30"):
+        timesteps_of(schedule.ddim(), 30)
 
 
 def test_the_forward_process_is_that_of_diffusers(noise):
@@ -156,3 +177,70 @@ def test_the_gradient_is_that_of_finite_differences_and_leaves_no_graph():
         shifted[1][place] -= step
         plus, minus = (torch.log_softmax(call(x, t), 1)[place[0], LABELS[place[0]]] for x in shifted)
         assert float(gradient[place]) == pytest.approx(float((plus - minus) / (2 * step)), rel=1e-4, abs=1e-6)
+
+
+def restated(prediction: str, config: NoiseScheduleConfig):
+    """The ε-model `denoiser`, restated: v and z_0 that follow from its ε."""
+    alphas = NoiseSchedule(config).alphas_cumprod.double()
+
+    def model(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        epsilon = denoiser(z.double(), t)
+        z0 = (z.double() - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
+        v = alpha.sqrt() * epsilon - (1 - alpha).sqrt() * z0
+        return {"epsilon": epsilon, "sample": z0, "v_prediction": v}[prediction]
+
+    return model
+
+
+@pytest.mark.parametrize("clip", [None, 2.0])
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_a_model_restated_in_another_parametrisation_gives_the_same_samples(prediction, eta, guidance, clip, noise):
+    def samples(prediction: str) -> torch.Tensor:
+        return ddim_sample(
+            restated(prediction, LINEAR),
+            NoiseSchedule(LINEAR),
+            SolverConfig(steps=20, eta=eta),
+            noise.double(),
+            prediction=prediction,
+            classifier=classifier,
+            labels=LABELS,
+            guidance=guidance,
+            clip_latents=clip,
+            step_noise=lambda step: step_noise(step).double(),
+        )
+
+    expected, ours = samples("epsilon"), samples(prediction)
+    assert ours.dtype == torch.float64
+    # The scheduler's coefficients are in fp32: √ᾱ² and √(1−ᾱ)² sum to 1 up to that.
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_guidance_moves_the_noise_that_any_output_means_by_the_same_amount(prediction):
+    z, output, gradient = (torch.randn(SHAPE, dtype=torch.float64) for _ in range(3))
+    for alpha_bar in (0.9, 0.3, 1e-3):
+        root, rest = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+        def epsilon(output: torch.Tensor, root: float = root, rest: float = rest) -> torch.Tensor:
+            means = {"epsilon": output, "sample": (z - root * output) / rest, "v_prediction": root * output + rest * z}
+            return means[prediction]
+
+        moved = epsilon(guided(prediction, output, gradient, alpha_bar, 3.0)) - epsilon(output)
+        torch.testing.assert_close(moved, -3.0 * rest * gradient)
+
+
+def test_where_z_is_pure_noise_the_classifier_is_not_asked_and_samples_stay_finite(noise):
+    asked = []
+
+    def watched(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(int(t[0]))
+        return classifier(z, t)
+
+    models = {"classifier": watched, "labels": LABELS, "guidance": 2.0}
+    z = ddim_sample(denoiser, NoiseSchedule(ZERO), SolverConfig(steps=4), noise, prediction="v_prediction", **models)
+    assert asked == [749, 499, 249]
+    assert torch.isfinite(z).all()
+    assert torch.equal(guided("v_prediction", noise, torch.full_like(noise, torch.nan), 0.0, 2.0), noise)

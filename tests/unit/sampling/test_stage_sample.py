@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from tiny_chain import run_here
 
+from hdtrain.config.synthesis import SampleConfig
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
+from hdtrain.sampling.models import load_guide
 
 
 def images(run) -> dict[str, bytes]:
@@ -108,6 +110,15 @@ def test_a_classifier_of_another_noise_schedule_cannot_guide(chain, tmp_path, ca
     other = chain.make("guide", tmp_path / "guide", model=model, duration={"images": 4})
     said = refusal(chain, tmp_path, capsys, "candidates", classifier=str(other))
     assert f"{other} and {chain['ldm']} were trained with different noise schedules" in said
+
+
+def test_a_guide_whose_manifest_is_older_than_a_key_of_the_schedule_still_guides(chain):
+    manifest = read_manifest(chain["guide"])
+    older = {key: value for key, value in manifest.info["schedule"].items() if key != "zero_terminal_snr"}
+    manifests = {chain["ldm"]: read_manifest(chain["ldm"]), chain["guide"]: manifest}
+    manifests[chain["guide"]] = manifest.model_copy(update={"info": {**manifest.info, "schedule": older}})
+    config = SampleConfig(denoiser=chain["ldm"], decoder=chain["vae"], classifier=chain["guide"], per_class=1)
+    assert load_guide(config, manifests.__getitem__).classes == ["dots", "stripes"]
 
 
 def test_steps_that_do_not_fit_the_schedule_are_refused(chain, tmp_path, capsys):

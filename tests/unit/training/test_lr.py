@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hdtrain.config.training import OptimConfig
+from hdtrain.config.engine import OptimConfig
 from hdtrain.training.lr import lr_at
 
 

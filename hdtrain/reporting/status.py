@@ -1,0 +1,151 @@
+"""How far a run is: read from its run directory alone, from any machine that sees it, at any moment. No torch.
+
+Files may be half written, missing or damaged; what cannot be read is left out. Of `metrics.jsonl` and of the log only
+the ends are read, since they may be large.
+"""
+
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hdtrain.errors import HdtrainError
+from hdtrain.formats.provenance import read_run_json
+from hdtrain.formats.run_dir import RunDir
+from hdtrain.reporting.run_progress import Progress, read_progress, together
+from hdtrain.reporting.run_state import State, run_state
+from hdtrain.reporting.tail import number, tail
+
+_TELLING = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt)\b)|: stopped (by|because) ")
+
+
+@dataclass
+class Status:
+    """What is known of one run."""
+
+    path: str
+    stage: str
+    state: State
+    detail: str = ""
+    """Where it runs, or what is wrong."""
+    ranks: int | None = None
+    running_sec: float | None = None
+    seconds_left: float | None = None
+    progress: Progress | None = None
+    """Of a training; of one with several seeds, all of them together, with the figures of the newest."""
+    seeds: dict[str, Progress] = field(default_factory=dict)
+    shards: int | None = None
+    """Written so far, by a stage that writes shards."""
+    message: str | None = None
+    """The error, or the reason to stop, in the log's words."""
+    log: str | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run directories among `paths` and, of other folders, the ones in them, oldest first.
+
+    Raises:
+        HdtrainError: a path is no folder, or holds no run.
+    """
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            raise HdtrainError(f"{path}: no such folder; expected a run directory, or a folder of run directories")
+        if is_run(path):
+            found.append(path)
+            continue
+        inside = [child for child in path.iterdir() if is_run(child) and ".previous-" not in child.name]
+        if not inside:
+            raise HdtrainError(f"{path} is no run directory and holds none: nothing was begun there")
+        found += sorted(inside, key=lambda child: (_begun(child), child.name))
+    return found
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder has the marks of a run directory."""
+    run = RunDir(path)
+    return not path.name.startswith(".") and any(f.exists() for f in (run.run_json, run.config, run.manifest))
+
+
+def _begun(path: Path) -> float:
+    attempts = _attempts(_record(RunDir(path)))
+    return number(attempts[0].get("started")) or math.inf if attempts else math.inf
+
+
+def read_status(path: Path, now: float | None = None) -> Status:
+    """All that is known of one run directory; `now` is unix seconds."""
+    try:
+        return _read(RunDir(path), time.time() if now is None else now)
+    except OSError as error:  # no permission, or it was moved away in this moment
+        return Status(str(path), "unknown", "unknown", f"cannot be read: {error.strerror}: {error.filename}")
+
+
+def _read(run: RunDir, now: float) -> Status:
+    record, config = _record(run), _config(run)
+    attempts = _attempts(record)
+    state, detail = run_state(run, record, attempts, now)
+    status = Status(str(run.path), str(record.get("stage", "unknown")), state, detail)
+    last = attempts[-1] if attempts else {}
+    status.ranks = int(number(last.get("ranks")) or 0) or None
+    started = number(last.get("started"))
+    if state in ("running", "hung") and started:
+        status.running_sec = max(0.0, now - started)
+    if "duration" in config:
+        _add_progress(status, run, config, now)
+    if run.shards.is_dir():
+        status.shards = sum(entry.name.endswith(".json") for entry in os.scandir(run.shards))
+    if state in ("hung", "stopped", "failed", "killed"):
+        status.message, status.log = _last_words(run)
+    return status
+
+
+def _record(run: RunDir) -> dict[str, Any]:
+    record = read_run_json(run)
+    return record if isinstance(record, dict) else {}
+
+
+def _attempts(record: dict[str, Any]) -> list[dict[str, Any]]:
+    attempts = record.get("attempts")
+    return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    try:
+        tree = yaml.load(run.config.read_text(errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _add_progress(status: Status, run: RunDir, config: dict[str, Any], now: float) -> None:
+    """Of the run, or of its seeds and their sum."""
+    seeds = config.get("seeds")
+    if not isinstance(seeds, list):
+        status.progress = read_progress(run, config, now)
+    else:
+        parts = {str(seed): read_progress(run.seed(seed), config, now) for seed in seeds if isinstance(seed, int)}
+        status.seeds = {seed: part for seed, part in parts.items() if part.row_age_sec is not None}
+        status.progress = together(list(parts.values()))
+    done = status.progress
+    if status.state == "running" and done.total_images and done.images_per_sec:
+        status.seconds_left = (done.total_images - done.images) / done.images_per_sec
+
+
+def _last_words(run: RunDir) -> tuple[str | None, str | None]:
+    """The newest log's last line that tells why the run ended, else its last line; and the log."""
+    logs = sorted(run.logs.glob("*.log"))
+    if not logs:
+        return None, None
+    lines = [line.strip() for line in tail(logs[-1]) if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)] or lines
+    return telling[-1] if telling else None, str(logs[-1])

@@ -1,0 +1,222 @@
+"""What `--dry-run` says of a training before it is run: size, work, memory, disk and time."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hdtrain.config.batch import BatchPlan
+from hdtrain.config.engine import BatchConfig, DurationConfig, EngineConfig, OptimConfig
+from hdtrain.config.training import TrainClassifierConfig, TrainLdmConfig
+from hdtrain.training.costs import Costs
+from hdtrain.training.lr import lr_factor
+from hdtrain.training.memory import Memory, device_bytes, fits, gib, memory_per_rank, out_of_memory_advice
+from hdtrain.training.peak import ANCHOR, DATASHEET
+from hdtrain.training.rate import NotTried, Rate
+
+_BYTES = 4
+"""Of an element in a checkpoint, a snapshot and a published model."""
+
+
+class TrainingConfig(Protocol):
+    """The parts that every training config has."""
+
+    @property
+    def batch(self) -> BatchConfig:
+        """Sizes of a batch."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Learning rate and warm-up."""
+        ...
+
+    @property
+    def duration(self) -> DurationConfig:
+        """Images to see, checkpoints to keep."""
+        ...
+
+    @property
+    def engine(self) -> EngineConfig:
+        """How a step is computed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A training that has not been run."""
+
+    config: TrainingConfig
+    plan: BatchPlan
+    costs: Costs
+    directory: Path
+    device: torch.device
+    rate: Rate | NotTried
+    images_seen: int = 0
+    """By an earlier attempt, up to its last checkpoint."""
+
+    @property
+    def num_seeds(self) -> int:
+        """How many trainings the stage makes, one after the other."""
+        return len(self.config.seeds) if isinstance(self.config, TrainClassifierConfig) else 1
+
+    @property
+    def images(self) -> int:
+        """Of one training, whole steps."""
+        return self.plan.num_steps(self.config.duration.images) * self.plan.global_batch_size
+
+    def __str__(self) -> str:
+        return "\n\n".join([self._networks(), self._plan(), self._memory(), self._disk(), self._time()])
+
+    def _networks(self) -> str:
+        rows = [("an image in", "parameters", "forward GF", "training GF", "")]
+        for network in self.costs.networks:
+            later = f"from {network.from_images:,} images on" if network.from_images else ""
+            role = {"trained": later, "guides": later}.get(network.role, "frozen")
+            size = f"{network.num_parameters:,}"
+            rows.append((network.name, size, giga(network.forward_flops), giga(network.training_flops), role))
+        if len(rows) > 2:
+            total = self.costs.training_flops()
+            rows.append(("together", f"{sum(self.costs.trained.values()):,} trained", "", giga(total), ""))
+        return table(rows)
+
+    def _plan(self) -> str:
+        plan, optim = self.plan, self.config.optim
+        steps, warmup = (
+            plan.num_steps(self.config.duration.images),
+            math.ceil(optim.warmup_images / plan.global_batch_size),
+        )
+        cut = f"{plan.micro_batch_size} a pass × {plan.accumulation_steps} × {plan.world_size}"
+        lr = optim.lr * lr_factor(optim, plan.global_batch_size)
+        rows = [
+            ("global batch", f"{plan.global_batch_size} images = {cut} (micro batch × passes × ranks)"),
+            (
+                "steps",
+                f"{steps:,} ({self.images:,} images)"
+                + (f", for each of {self.num_seeds} seeds" if self.num_seeds > 1 else ""),
+            ),
+            (
+                "learning rate",
+                f"{lr:.3g}, {optim.schedule}, after {warmup:,} steps of warm-up ({optim.warmup_images:,} images)",
+            ),
+        ]
+        return table(rows)
+
+    def _memory(self) -> str:
+        engine, plan = self.config.engine, self.plan
+        heading = (
+            f"memory a rank in GiB, {engine.precision}, {plan.micro_batch_size} images a pass, {plan.world_size} ranks"
+        )
+        rows = [("zero_stage", "weights", "gradients", "optimizer, averages", "activations", "together", "")]
+        for stage in range(1 if engine.precision == "bf16" else 0, 4):
+            memory = self._memory_at(stage)
+            parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+            rows.append((str(stage), *map(gib, parts), "← configured" if stage == engine.zero_stage else ""))
+        return f"{heading}\n{table(rows)}\n{self._fit()}"
+
+    def _memory_at(self, stage: int) -> Memory:
+        config = self.config.engine.model_copy(update={"zero_stage": stage})
+        return memory_per_rank(self.costs, config, self.plan.micro_batch_size, self.plan.world_size)
+
+    def _fit(self) -> str:
+        if self.device.type != "cuda":
+            return "No GPU is visible here: compare with your device's memory, of which some 8 % go to CUDA itself."
+        name, there = torch.cuda.get_device_name(self.device), device_bytes(self.device)
+        if fits(self._memory_at(self.config.engine.zero_stage), there):
+            return f"It fits: {name} has {gib(there)} GiB."
+        advice = out_of_memory_advice(self.costs, self.plan, self.config.engine, there)
+        return f"WILL NOT FIT in {name}: {advice}."
+
+    def _disk(self) -> str:
+        duration = self.config.duration
+        best = duration.keep_best if isinstance(self.config, TrainLdmConfig) else 0
+        size = _BYTES * self.costs.state_elements
+        kept = duration.keep_checkpoints + best
+        total = size * (kept * self.num_seeds + 1)  # one more while it is being written
+        text = f"{gib(size)} GiB each; kept: the newest {duration.keep_checkpoints}" + (
+            f" and the best {best}" if best else ""
+        )
+        first = next(iter(self.costs.trained.values()))
+        snapshots = self._num_snapshots()
+        if snapshots:
+            total += snapshots * 2 * _BYTES * first
+            text += f"; {snapshots} snapshots of averages, {gib(2 * _BYTES * first)} GiB each"
+        total += _BYTES * first * self.num_seeds
+        there = next(path for path in [self.directory, *self.directory.parents] if path.exists())
+        free = shutil.disk_usage(there).free
+        short = "" if total < free else ": NOT ENOUGH"
+        rows = [
+            ("checkpoints", text),
+            (
+                "on the disk",
+                f"up to {gib(total)} GiB with the published model; {gib(free)} GiB are free in {there}{short}",
+            ),
+        ]
+        return table(rows)
+
+    def _num_snapshots(self) -> int:
+        if not (isinstance(self.config, TrainLdmConfig) and self.config.ema.post_hoc):
+            return 0
+        steps = self.plan.num_steps(self.config.duration.images)
+        return math.ceil(steps / math.ceil(steps / self.config.ema.snapshots))
+
+    def _time(self) -> str:
+        rows = []
+        if isinstance(self.rate, Rate):
+            # networks that join later: the first images are cheaper
+            faster = self.costs.training_flops() / self.costs.mean_training_flops(self.images)
+            rate = self.rate.images_per_sec * faster
+            left = self.images * self.num_seeds - self.images_seen
+            text = f"{span(left / rate)} for {left:,} images at {rate:,.3g} images/s on {self.plan.world_size} ranks"
+            rows.append(("expected time", text))
+            rows.append(("", self.rate.how))
+        else:
+            rows.append(("expected time", f"not tried: {self.rate.reason}"))
+        rows.append(("for comparison", self._anchor()))
+        rows.append(("", "without validation, pictures, saving and waiting for data"))
+        return table(rows)
+
+    def _anchor(self) -> str:
+        device, share, source = ANCHOR
+        peak = DATASHEET[device][0] * 1e12
+        rate = share * peak / self.costs.mean_training_flops(self.images) * self.plan.world_size
+        left = self.images * self.num_seeds - self.images_seen
+        return (
+            f"{span(left / rate)} on {self.plan.world_size} {device} in bf16 at {100 * share:.0f} % of {peak / 1e12:.0f} "
+            f"TFLOP/s ({source}), {rate:,.3g} images/s"
+        )
+
+
+def giga(flops: float) -> str:
+    """FLOPs in units of 1e9, one decimal."""
+    return f"{flops / 1e9:,.1f}" if flops >= 1e8 else f"{flops / 1e9:.3f}"
+
+
+def span(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.1 h`, `4.1 days`."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns in line: the first flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right and index else cell.ljust(width)
+            for index, (cell, width, right) in enumerate(zip(row, widths, numeric, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").replace(" trained", "").isdigit() or not cell
