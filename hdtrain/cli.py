@@ -4,8 +4,8 @@
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
     hdtrain status RUN… [--json]
 
-The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped by a signal
-after saving, 130 interrupted, 128 + n killed by signal n.
+The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped before its
+end after saving, 130 interrupted, 128 + n killed by signal n.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def _summary(recipe: Recipe, ended: list[tuple[Node, Outcome | None]]) -> int:
 def _failure(name: str, stage: str, directory: Path, outcome: Outcome) -> str:
     log = max(RunDir(directory).logs.glob("*.log"), default=RunDir(directory).logs)
     if outcome.code == STOPPED:
-        return f"{name} ({stage}) was stopped by a signal after saving; the same command continues"
+        return f"{name} ({stage}) was stopped after saving; the same command continues"
     how = f"was killed by {signal.Signals(-outcome.code).name}" if outcome.code < 0 else f"failed ({outcome.code})"
     return f"{name} ({stage}) {how}; its log: {log}; the same command tries again"
 

@@ -1,6 +1,6 @@
 """`python -m hdtrain.stages STAGE RUN_DIR`: run one prepared stage in this process (or as one rank of torchrun).
 
-Exit codes: 0 published, 2 a mistake of the user's making (one message on stderr), 3 stopped by a signal after saving.
+Exit codes: 0 published, 2 a mistake of the user's making (one message on stderr), 3 stopped after saving.
 torchrun knows success and failure only, so a launcher that uses it names a file in HDTRAIN_OUTCOME: there the first
 rank to fail writes `{"code": …, "message": …}` instead of printing.
 """

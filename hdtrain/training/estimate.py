@@ -18,6 +18,8 @@ from hdtrain.training.memory import Memory, device_bytes, fits, gib, memory_per_
 from hdtrain.training.peak import ANCHOR, DATASHEET
 from hdtrain.training.rate import NotTried, Rate
 
+_ANCHORED_FLOPS = 30e9
+"""Networks that train on an image in fewer leave a large GPU waiting for launches; no published share is theirs."""
 _BYTES = 4
 """Of an element in a checkpoint, a snapshot and a published model."""
 
@@ -73,36 +75,30 @@ class Estimate:
         return "\n\n".join([self._networks(), self._plan(), self._memory(), self._disk(), self._time()])
 
     def _networks(self) -> str:
-        rows = [("an image in", "parameters", "forward GF", "training GF", "")]
+        rows = [("network", "parameters", "forward", "training", "")]
         for network in self.costs.networks:
             later = f"from {network.from_images:,} images on" if network.from_images else ""
-            role = {"trained": later, "guides": later}.get(network.role, "frozen")
+            note = later if network.engine else "frozen"
             size = f"{network.num_parameters:,}"
-            rows.append((network.name, size, giga(network.forward_flops), giga(network.training_flops), role))
+            rows.append((network.name, size, giga(network.forward_flops), giga(network.training_flops), note))
         if len(rows) > 2:
-            total = self.costs.training_flops()
-            rows.append(("together", f"{sum(self.costs.trained.values()):,} trained", "", giga(total), ""))
-        return table(rows)
+            trained, flops = f"{sum(self.costs.trained.values()):,}", giga(self.costs.training_flops())
+            rows.append(("trained, all", trained, "", flops, ""))
+        return f"an image in GFLOP, 2 FLOPs a multiply-add\n{table(rows)}"
 
     def _plan(self) -> str:
         plan, optim = self.plan, self.config.optim
-        steps, warmup = (
-            plan.num_steps(self.config.duration.images),
-            math.ceil(optim.warmup_images / plan.global_batch_size),
-        )
-        cut = f"{plan.micro_batch_size} a pass × {plan.accumulation_steps} × {plan.world_size}"
-        lr = optim.lr * lr_factor(optim, plan.global_batch_size)
+        steps, warmup = plan.num_steps(self.config.duration.images), plan.num_steps(optim.warmup_images)
+        cut = f"{plan.micro_batch_size} × {plan.accumulation_steps} × {plan.world_size}"
+        seeds = f", for each of {self.num_seeds} seeds" if self.num_seeds > 1 else ""
+        lr = f"{optim.lr * lr_factor(optim, plan.global_batch_size):.3g}, {optim.schedule}"
+        if warmup:
+            lr += f", after {warmup:,} steps of warm-up ({optim.warmup_images:,} images)"
+        longer = ": LONGER than the run" if warmup > steps else ""
         rows = [
-            ("global batch", f"{plan.global_batch_size} images = {cut} (micro batch × passes × ranks)"),
-            (
-                "steps",
-                f"{steps:,} ({self.images:,} images)"
-                + (f", for each of {self.num_seeds} seeds" if self.num_seeds > 1 else ""),
-            ),
-            (
-                "learning rate",
-                f"{lr:.3g}, {optim.schedule}, after {warmup:,} steps of warm-up ({optim.warmup_images:,} images)",
-            ),
+            ("global batch", f"{plan.global_batch_size} = {cut} (micro batch × passes × ranks)"),
+            ("steps", f"{steps:,} ({self.images:,} images){seeds}"),
+            ("learning rate", lr + longer),
         ]
         return table(rows)
 
@@ -132,29 +128,21 @@ class Estimate:
         return f"WILL NOT FIT in {name}: {advice}."
 
     def _disk(self) -> str:
-        duration = self.config.duration
+        duration, first = self.config.duration, next(iter(self.costs.trained.values()))
         best = duration.keep_best if isinstance(self.config, TrainLdmConfig) else 0
-        size = _BYTES * self.costs.state_elements
-        kept = duration.keep_checkpoints + best
-        total = size * (kept * self.num_seeds + 1)  # one more while it is being written
-        text = f"{gib(size)} GiB each; kept: the newest {duration.keep_checkpoints}" + (
-            f" and the best {best}" if best else ""
-        )
-        first = next(iter(self.costs.trained.values()))
-        snapshots = self._num_snapshots()
-        if snapshots:
+        size, kept = _BYTES * self.costs.state_elements, duration.keep_checkpoints + best
+        text = f"{gib(size)} GiB each, of which the newest {duration.keep_checkpoints}"
+        text += f" and the best {best} are kept" if best else " are kept"
+        total = size * (kept * self.num_seeds + 1) + _BYTES * first * self.num_seeds  # one more while it is written
+        if snapshots := self._num_snapshots():
             total += snapshots * 2 * _BYTES * first
             text += f"; {snapshots} snapshots of averages, {gib(2 * _BYTES * first)} GiB each"
-        total += _BYTES * first * self.num_seeds
         there = next(path for path in [self.directory, *self.directory.parents] if path.exists())
         free = shutil.disk_usage(there).free
         short = "" if total < free else ": NOT ENOUGH"
         rows = [
             ("checkpoints", text),
-            (
-                "on the disk",
-                f"up to {gib(total)} GiB with the published model; {gib(free)} GiB are free in {there}{short}",
-            ),
+            ("on the disk", f"up to {gib(total)} GiB, with what is published; {gib(free)} GiB are free{short}"),
         ]
         return table(rows)
 
@@ -165,30 +153,43 @@ class Estimate:
         return math.ceil(steps / math.ceil(steps / self.config.ema.snapshots))
 
     def _time(self) -> str:
-        rows = []
-        if isinstance(self.rate, Rate):
-            # networks that join later: the first images are cheaper
-            faster = self.costs.training_flops() / self.costs.mean_training_flops(self.images)
-            rate = self.rate.images_per_sec * faster
-            left = self.images * self.num_seeds - self.images_seen
-            text = f"{span(left / rate)} for {left:,} images at {rate:,.3g} images/s on {self.plan.world_size} ranks"
-            rows.append(("expected time", text))
-            rows.append(("", self.rate.how))
-        else:
-            rows.append(("expected time", f"not tried: {self.rate.reason}"))
-        rows.append(("for comparison", self._anchor()))
-        rows.append(("", "without validation, pictures, saving and waiting for data"))
+        rows = [("expected time", f"unknown: {self.rate.reason}; give a measured one with --rate")] if isinstance(
+            self.rate, NotTried
+        ) else self._expected(self.rate)
+        if self.costs.training_flops() >= _ANCHORED_FLOPS:
+            rows.append(("for comparison", self._anchor()))
         return table(rows)
+
+    @property
+    def _images_left(self) -> int:
+        return max(0, self.images * self.num_seeds - self.images_seen)
+
+    def _expected(self, rate: Rate) -> list[tuple[str, str]]:
+        # Until the networks that join later do so, an image takes less.
+        faster = self.costs.training_flops() / self.costs.mean_training_flops(self.images)
+        mean = rate.images_per_sec * faster
+        text = f"{span(self._images_left / mean)} for {self._images_left:,} images at {significant(mean)} images/s"
+        return [("expected time", text), ("", rate.how), ("", "without pictures, validation, saving, waiting for data")]
 
     def _anchor(self) -> str:
         device, share, source = ANCHOR
         peak = DATASHEET[device][0] * 1e12
-        rate = share * peak / self.costs.mean_training_flops(self.images) * self.plan.world_size
-        left = self.images * self.num_seeds - self.images_seen
+        rate = share * peak / self.costs.mean_training_flops(self.images)
+        time = span(self._images_left / (rate * self.plan.world_size))
         return (
-            f"{span(left / rate)} on {self.plan.world_size} {device} in bf16 at {100 * share:.0f} % of {peak / 1e12:.0f} "
-            f"TFLOP/s ({source}), {rate:,.3g} images/s"
+            f"{time} on {self.plan.world_size} {device}, each with {significant(rate)} images/s: {100 * share:.0f} % of "
+            f"{peak / 1e12:.0f} TFLOP/s in bf16, as {source}"
         )
+
+
+def count(number: int, noun: str) -> str:
+    """`1 rank`, `8 ranks`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def significant(value: float) -> str:
+    """Three digits that count: `0.0665`, `45.9`, `1,340`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def giga(flops: float) -> str:
@@ -219,4 +220,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").replace(" trained", "").isdigit() or not cell
+    return cell.replace(",", "").replace(".", "").isdigit() or not cell

@@ -187,6 +187,7 @@ def smaller_micro_batches(plan: BatchPlan) -> list[int]:
 
 
 def gib(value: float) -> str:
-    """Bytes as GiB with two digits that count: `0.48`, `5.1`, `92`."""
+    """Bytes as GiB with two digits that count: `0.048`, `0.48`, `5.1`, `92`."""
     size = value / GIB
-    return f"{size:.0f}" if size >= 10 else f"{size:.1f}" if size >= 1 else f"{size:.2f}"
+    decimals = next((n for n, least in enumerate((9.95, 0.995, 0.0995)) if size >= least), 3)
+    return f"{size:,.{decimals}f}"

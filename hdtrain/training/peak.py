@@ -68,6 +68,11 @@ def _tf32_allowed() -> bool:
     return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 is slower than fp32 there, for want of units for it: no training in bf16 is meant for such a CPU."""
+    return device.type == "cpu" and _products(device, torch.bfloat16) < _products(device, torch.float32)
+
+
 @cache
 def _measured(device: torch.device, precision: Precision) -> float:
     """The best of several products. A CPU without bf16 units is slower in bf16 than in fp32, which is its peak then."""
@@ -75,6 +80,7 @@ def _measured(device: torch.device, precision: Precision) -> float:
     return max(plain, _products(device, torch.bfloat16)) if precision == "bf16" else plain
 
 
+@cache
 def _products(device: torch.device, dtype: torch.dtype) -> float:
     side, best, until = _LEAST_SIDE, 0.0, time.perf_counter() + _MEASURED_SEC
     while best == 0 or time.perf_counter() < until:

@@ -14,7 +14,7 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import EngineConfig
 from hdtrain.training.costs import Costs, Network, make_inputs, make_networks, training_pass
 from hdtrain.training.memory import gib, memory_per_rank
-from hdtrain.training.peak import device_peak_flops
+from hdtrain.training.peak import device_peak_flops, emulates_bf16
 
 TRIAL_SEC = 20.0
 _MAX_PASSES = 6
@@ -46,12 +46,14 @@ def try_steps(
     Without reading, losses, DeepSpeed's communication and `engine.compile`. On the CPU the ranks share the machine's
     cores, and the rate is all of theirs; with GPUs every rank has one, and they are taken to be equally fast.
     """
+    if config.precision == "bf16" and emulates_bf16(device):
+        return NotTried("this CPU only emulates bf16")
     flops, peak = costs.training_flops(), device_peak_flops(device, config.precision)
     likely_sec = flops / (_LIKELY_SHARE * peak)
     if 3 * likely_sec > budget_sec:
         return NotTried(
-            f"an image takes {likely_sec:.0f} s or more here ({flops / 1e9:,.0f} GF at {peak / 1e9:,.0f} GF/s), too "
-            f"long to try a few steps in {budget_sec:.0f} s"
+            f"an image is {flops / 1e9:,.0f} GF, and this {device.type.upper()} does {peak / 1e9:,.0f} GF/s at best: "
+            f"too slow to try a few steps in {budget_sec:.0f} s"
         )
     num_images = max(1, min(plan.micro_batch_size, int(budget_sec / _MAX_PASSES / likely_sec)))
     alone = config.model_copy(update={"zero_stage": 0, "precision": "fp32"})
@@ -62,8 +64,9 @@ def try_steps(
     sec_a_step = plan.accumulation_steps * plan.micro_batch_size * pass_sec / num_images + step_sec
     images_a_step = plan.accumulation_steps * plan.micro_batch_size
     rate = images_a_step / sec_a_step * (plan.world_size if device.type == "cuda" else 1)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return Rate(rate, f"tried here: passes of {num_images} images ({where})")
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU ({threads}), which all ranks share"
+    return Rate(rate, f"tried here: passes of {num_images} images on {where}")
 
 
 def _time(

@@ -214,4 +214,4 @@ def test_the_columns_of_the_index_and_the_exit_codes_are_as_documented():
     assert columns == {field.name: str(field.type) for field in SCHEMA}
     recipes = (ROOT / "docs/recipes.md").read_text()
     assert f"| {MISTAKE} | a mistake that you can mend" in recipes
-    assert f"| {STOPPED} | stopped by a signal after saving |" in recipes
+    assert f"| {STOPPED} | stopped before its end, after saving |" in recipes

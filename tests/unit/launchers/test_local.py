@@ -155,7 +155,7 @@ def test_a_signal_is_passed_on_and_the_stage_saves_first(start, tmp_path, number
     process.send_signal(number)
     assert process.wait(30) == 3
     assert (tmp_path / "out/one/saved-0").exists()
-    assert "one (probe) was stopped by a signal after saving; the same command continues" in process.stderr.read()
+    assert "one (probe) was stopped after saving; the same command continues" in process.stderr.read()
     assert json.loads(read(tmp_path / "out/one/run.json"))["attempts"][0]["status"] == "stopped"
     assert not (tmp_path / "out/two").exists()
 
