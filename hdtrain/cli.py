@@ -1,6 +1,6 @@
 """The command line: one stage, or a recipe of them.
 
-    hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run] [key=value …]
+    hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run [--rate R]] [key=value …]
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
     hdtrain status RUN… [--json]
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.config.base import Config
+from hdtrain.config.batch import BatchPlan
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted
 from hdtrain.config.stages import STAGES
 from hdtrain.distributed.world import Machine
-from hdtrain.errors import HdtrainError
+from hdtrain.errors import HdtrainError, explain_disk
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.prepare import await_prepared, inspect, resolve, run_node
 from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except HdtrainError as error:
         print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except OSError as error:
+        if (explained := explain_disk(error, "the disk of the run directory")) is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -146,6 +152,8 @@ def stage(args: argparse.Namespace) -> int:
         set_dotted(tree, key, value)
     config: Config = resolve(STAGES[args.stage].config, tree, source)
     directory = args.out.expanduser().absolute()
+    if getattr(args, "rate", None) and not args.dry_run:
+        raise HdtrainError("--rate says how fast a --dry-run is to expect training; give both")
     if args.dry_run:
         print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
         return _estimate(args, config, directory) if STAGES[args.stage].trains else 0
@@ -167,19 +175,13 @@ def stage(args: argparse.Namespace) -> int:
     return _exit_code(outcome)
 
 
-def _estimate(args: argparse.Namespace, config: Config, directory: Path) -> int:
+def _estimate(args: argparse.Namespace, config: Any, directory: Path) -> int:
     """What a training will take; in a process of its own, since it needs torch."""
-    command = [
-        sys.executable,
-        "-m",
-        "hdtrain.stages.estimate",
-        args.stage,
-        str(directory),
-        "--ranks",
-        str(args.ranks or 1),
-    ]
+    ranks = args.ranks or 1
+    BatchPlan.from_config(config.batch, ranks)  # its mistakes at once
+    command = [sys.executable, "-m", "hdtrain.stages.estimate", args.stage, str(directory), f"--ranks={ranks}"]
     if args.rate:
-        command += ["--rate", str(args.rate)]
+        command.append(f"--rate={args.rate}")
     return subprocess.run(command, input=config.model_dump_json(), text=True, env=environment(), check=False).returncode
 
 

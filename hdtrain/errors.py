@@ -1,5 +1,6 @@
 """Errors of the user's making. The CLI prints their message and leaves with exit code 2; anything else is a bug."""
 
+import errno
 from collections.abc import Sequence
 
 
@@ -38,3 +39,12 @@ class WeightsError(HdtrainError):
 
 class TrainingError(HdtrainError):
     """Training cannot go on: NaN or Inf in the loss or the gradients."""
+
+
+def explain_disk(error: OSError, place: object) -> str | None:
+    """One line for a disk that is full or not to be written to; None for an error of another kind."""
+    mends = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some room")
+    mends |= dict.fromkeys((errno.EROFS, errno.EACCES), "see to it that you may write there")
+    if error.errno not in mends:
+        return None
+    return f"{error.strerror}: {error.filename or place}; {mends[error.errno]}, then run the same command"

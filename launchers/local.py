@@ -101,10 +101,13 @@ def _outcome(run: RunDir, machine: Machine) -> Path:
 def _explain_ranks(outcome: Path, log: Path, code: int) -> int:
     """The exit code that the ranks meant, with one message where torchrun has a long one."""
     if outcome.exists():
-        told: dict[str, Any] = json.loads(outcome.read_bytes())
+        text = outcome.read_bytes()
         outcome.unlink()
+        if not text:  # it could not be written down, so the rank has printed it
+            return MISTAKE
+        told: dict[str, Any] = json.loads(text)
         if told["message"]:
-            with log.open("a") as stream:
+            with contextlib.suppress(OSError), log.open("a") as stream:
                 print(f"error: {told['message']}", file=stream)
             print(f"error: {told['message']}", file=sys.stderr)
         return int(told["code"])
@@ -160,7 +163,8 @@ class _Tee:
 
     def _copy(self) -> None:
         while data := os.read(self._output, 65536):
-            os.write(self.log, data)
+            with contextlib.suppress(OSError):  # the disk may be full; nobody must wait for the log
+                os.write(self.log, data)
             with contextlib.suppress(OSError, ValueError):  # the terminal may be gone; the log goes on
                 sys.stdout.buffer.write(data)
                 sys.stdout.flush()

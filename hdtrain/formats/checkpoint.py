@@ -20,22 +20,40 @@ _NAME = re.compile(r"step-(\d{8})$")
 
 
 def write_checkpoint(root: Path, step: int, write_files: Callable[[Path], None], meta: dict[str, Any]) -> Path:
-    """Write one checkpoint through `write_files(folder)`, publish it by rename, and point `latest` at it."""
+    """Write one checkpoint through `write_files(folder)`, publish it by rename, and point `latest` at it.
+
+    Where that fails, as on a full disk, nothing of it stays.
+    """
     final = root / f"step-{step:08d}"
-    temporary = root / f".{final.name}.tmp"
+    temporary = _temporary(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_files(temporary)
-    hashes = {}
-    for path in sorted(temporary.iterdir()):
-        sync(path)
-        hashes[path.name] = sha256_file(path)
-    write_json(temporary / "meta.json", {"version": CHECKPOINT_VERSION, "step": step, "files": hashes, **meta})
+    try:
+        write_files(temporary)
+        hashes = {}
+        for path in sorted(temporary.iterdir()):
+            sync(path)
+            hashes[path.name] = sha256_file(path)
+        write_json(temporary / "meta.json", {"version": CHECKPOINT_VERSION, "step": step, "files": hashes, **meta})
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final, root / f".{final.name}-old.tmp")
     temporary.replace(final)
     write_bytes(root / "latest", final.name.encode())
     return final
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def _remove(folder: Path, leaving: Path) -> None:
+    """Remove a checkpoint under another name: a kill in the middle must not leave half of one that looks complete."""
+    shutil.rmtree(leaving, ignore_errors=True)
+    folder.rename(leaving)
+    shutil.rmtree(leaving)
 
 
 def complete(root: Path) -> list[Path]:
@@ -96,7 +114,4 @@ def prune(root: Path, keep: int, keep_best: int = 0) -> None:
     if best:
         write_bytes(root / "best", best[0].name.encode())
     for path in set(found) - set(found[-keep:]) - set(best):
-        leaving = root / f".{path.name}.tmp"  # a kill in the middle must not leave half of one that looks complete
-        shutil.rmtree(leaving, ignore_errors=True)
-        path.rename(leaving)
-        shutil.rmtree(leaving)
+        _remove(path, _temporary(path))

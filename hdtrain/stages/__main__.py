@@ -6,17 +6,16 @@ rank to fail writes `{"code": …, "message": …}` instead of printing.
 """
 
 import contextlib
-import errno
 import importlib
 import os
 import sys
 from pathlib import Path
 
 from hdtrain.config.stages import STAGES
-from hdtrain.distributed.outcome import OUTCOME_VARIABLE, tell_outcome
+from hdtrain.distributed.outcome import OUTCOME_VARIABLE, tell_outcome, told_by_another
 from hdtrain.distributed.processes import die_with_parent
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
-from hdtrain.errors import HdtrainError
+from hdtrain.errors import HdtrainError, explain_disk
 from hdtrain.formats.provenance import record_end, record_start
 from hdtrain.stages.base import StageContext
 
@@ -37,16 +36,19 @@ def run_stage(stage: str, directory: Path) -> int:
         message = str(error)
         code, status = MISTAKE, "failed"
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        explained = explain_disk(error, directory)
+        if explained is None:
             raise
-        message = f"{error.strerror}: {error.filename or directory}; free some, then run the same command"
-        code, status = MISTAKE, "failed"
+        message, code, status = explained, MISTAKE, "failed"
     except SystemExit as stop:
         code = int(stop.code or 0)
         status = "stopped" if code == STOPPED else "failed"
-    except BaseException:
+    except BaseException as error:
         if context is not None and context.world.is_main:
-            record_end(context.run, "failed")
+            with contextlib.suppress(OSError):
+                record_end(context.run, "failed")
+        if isinstance(error, RuntimeError) and told_by_another():  # the connection to it was lost
+            return 1
         raise
     if context is not None and context.world.is_main:
         with contextlib.suppress(OSError):  # on a full disk the message counts

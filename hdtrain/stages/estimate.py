@@ -46,8 +46,7 @@ def estimate(stage: str, tree: dict[str, Any], directory: Path, ranks: int, rate
     """
     config: Any = validate(STAGES[stage].config, tree, stage)
     parents = read_parents(config, stage)
-    manifests = {path: manifest for path, manifest in parents.values()}
-    manifest_of: Callable[[Path], Manifest] = manifests.__getitem__
+    manifest_of: Callable[[Path], Manifest] = dict(parents.values()).__getitem__
     check(config, manifest_of)
     plan = BatchPlan.from_config(config.batch, ranks)
     costs = costs_of(config, manifest_of)

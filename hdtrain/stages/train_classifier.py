@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from safetensors.torch import save_file
-
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.training import TrainClassifierConfig
 from hdtrain.distributed.collectives import process_group
@@ -12,6 +10,7 @@ from hdtrain.models.classifier import build_classifier, weights_file
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
 from hdtrain.training.classifier_kinds import describe, make_task
+from hdtrain.training.saving import write_tensors
 
 
 def run(config: TrainClassifierConfig, context: StageContext) -> None:
@@ -38,4 +37,4 @@ def _train_seed(
     trained = task.engines["classifier"].replica()
     if context.world.is_main:
         weights = {name: value.cpu().contiguous() for name, value in trained.state_dict().items()}
-        write_through(weights_file(context.run.path, seed), lambda path: save_file(weights, path))
+        write_through(weights_file(context.run.path, seed), lambda path: write_tensors(path, weights))

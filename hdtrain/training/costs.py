@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,7 +39,8 @@ class Network:
     module: nn.Module
     """On the meta device."""
     inputs: tuple[Tensor, ...]
-    """Of one image, on the meta device, with a batch dimension of 1. Of a frozen network the last one has a gradient."""
+    """Of one image, on the meta device, with a batch dimension of 1. Of `guides` and `compares` the last one has a
+    gradient."""
     role: Role = "trained"
     engine: str | None = None
     """Name of the engine that trains the module; None for a frozen network, which stays in fp32."""
@@ -84,6 +86,12 @@ class Costs:
         """Elements of a checkpoint: weights, two moments and the averages."""
         first = next(iter(self.trained.values()))
         return 3 * sum(self.trained.values()) + self.num_averages * first
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether something that is trained has batch normalisation, which does not go with bf16."""
+        trained = (n.module for n in self.networks if n.role == "trained")
+        return any(isinstance(child, _BatchNorm) for module in trained for child in module.modules())
 
     @property
     def frozen_bytes(self) -> int:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import EmaConfig, EngineConfig, OptimConfig
-from hdtrain.distributed.collectives import device
+from hdtrain.distributed.collectives import all_reduce_sum, device
 from hdtrain.distributed.world import World
 from hdtrain.errors import CheckpointError, ConfigError
 from hdtrain.models.checkpointing import checkpoint_activations
 from hdtrain.models.ema import profiles
-from hdtrain.training.memory import zero_settings
+from hdtrain.training.memory import BUCKET_ELEMENTS, zero_settings
 from hdtrain.training.optimizer import AveragingAdamW
 
 if not torch.cuda.is_available():
@@ -175,18 +175,40 @@ class Engine:
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _gather(self, p: nn.Parameter, what: str) -> Tensor:
-        """A weight (`weights`) or its state, in full. A collective where it is partitioned."""
-        if what == "weights":
-            whole_here = self.config.precision == "fp32" and self.config.zero_stage < 3
-            return p.detach() if whole_here else safe_get_full_fp32_param(p)
-        value: Tensor = safe_get_full_optimizer_state(p, what) if self._partitioned else self._inner.state[p][what]
-        return value
-
     def gathered(self, what: str = "weights") -> Iterator[tuple[str, Tensor]]:
-        """Name and full fp32 tensor of every weight: `weights`, a moment or an average. A collective, one by one."""
-        for name, p in self.module.named_parameters():
-            yield name, self._gather(p, what).reshape(self._shapes[name])
+        """Name and full fp32 tensor of every weight: `weights`, a moment or an average. A collective."""
+        stage, parameters = self.config.zero_stage, list(self.module.named_parameters())
+        if what == "weights" and self.config.precision == "fp32" and stage < 3:
+            yield from ((name, p.detach()) for name, p in parameters)
+        elif stage == 0:
+            yield from ((name, self._inner.state[p][what]) for name, p in parameters)
+        elif stage == 3:
+            for name, p in parameters:
+                full = safe_get_full_fp32_param(p) if what == "weights" else safe_get_full_optimizer_state(p, what)
+                yield name, full.reshape(self._shapes[name])
+        else:
+            yield from self._gathered_in_buckets(parameters, None if what == "weights" else what)
+
+    def _gathered_in_buckets(self, parameters: list[tuple[str, Any]], what: str | None) -> Iterator[tuple[str, Tensor]]:
+        """At stages 1 and 2: one all-reduce for many weights, of which each rank knows some fragments.
+
+        DeepSpeed's own function makes one for each weight, some thousand for a checkpoint.
+        """
+        while parameters:
+            bucket = [parameters.pop(0)]
+            size = bucket[0][1].numel()
+            while parameters and size + parameters[0][1].numel() <= BUCKET_ELEMENTS:
+                size += parameters[0][1].numel()
+                bucket.append(parameters.pop(0))
+            flat, start = torch.zeros(size, device=device()), 0
+            for _, p in bucket:
+                if p._hp_mapping is not None:
+                    place = p._hp_mapping.lp_fragment_address
+                    flat.narrow(0, start + place.start, place.numel).copy_(p._hp_mapping.get_hp_fragment(what))
+                start += p.numel()
+            all_reduce_sum(flat)
+            parts = flat.split([p.numel() for _, p in bucket])
+            yield from ((name, part.view(self._shapes[name])) for (name, _), part in zip(bucket, parts, strict=True))
 
     @torch.no_grad()
     def replica(self, which: str = "weights") -> nn.Module:
@@ -278,7 +300,7 @@ class Engine:
             self._inner.state[p][what].copy_(value)
 
 
-def _part_of_this_rank(p: nn.Parameter, value: Tensor) -> Tensor:
+def _part_of_this_rank(p: Any, value: Tensor) -> Tensor:
     """What stage 3 keeps of `value` here. DeepSpeed's own cut forgets that the last part is padded."""
     world, size = World.from_environment(), p.ds_tensor.numel()
     padded = nn.functional.pad(value.flatten(), (0, size * world.size - value.numel()))

@@ -104,10 +104,11 @@ class Estimate:
 
     def _memory(self) -> str:
         engine, plan = self.config.engine, self.plan
-        heading = (
-            f"memory a rank in GiB, {engine.precision}, {plan.micro_batch_size} images a pass, {plan.world_size} ranks"
-        )
-        rows = [("zero_stage", "weights", "gradients", "optimizer, averages", "activations", "together", "")]
+        cut = f"{count(plan.world_size, 'rank')}, {count(plan.micro_batch_size, 'image')} a pass, {engine.precision}"
+        heading = f"memory of a rank in GiB: {cut}"
+        rows: list[tuple[str, ...]] = [
+            ("zero_stage", "weights", "gradients", "optimizer, averages", "activations", "together", "")
+        ]
         for stage in range(1 if engine.precision == "bf16" else 0, 4):
             memory = self._memory_at(stage)
             parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
@@ -129,7 +130,7 @@ class Estimate:
 
     def _disk(self) -> str:
         duration, first = self.config.duration, next(iter(self.costs.trained.values()))
-        best = duration.keep_best if isinstance(self.config, TrainLdmConfig) else 0
+        best = duration.keep_best if getattr(self.config, "validation", None) else 0
         size, kept = _BYTES * self.costs.state_elements, duration.keep_checkpoints + best
         text = f"{gib(size)} GiB each, of which the newest {duration.keep_checkpoints}"
         text += f" and the best {best} are kept" if best else " are kept"
@@ -153,9 +154,10 @@ class Estimate:
         return math.ceil(steps / math.ceil(steps / self.config.ema.snapshots))
 
     def _time(self) -> str:
-        rows = [("expected time", f"unknown: {self.rate.reason}; give a measured one with --rate")] if isinstance(
-            self.rate, NotTried
-        ) else self._expected(self.rate)
+        if isinstance(self.rate, Rate):
+            rows = self._expected(self.rate)
+        else:
+            rows = [("expected time", f"unknown: {self.rate.reason}; --rate takes one measured elsewhere")]
         if self.costs.training_flops() >= _ANCHORED_FLOPS:
             rows.append(("for comparison", self._anchor()))
         return table(rows)
@@ -172,14 +174,12 @@ class Estimate:
         return [("expected time", text), ("", rate.how), ("", "without pictures, validation, saving, waiting for data")]
 
     def _anchor(self) -> str:
-        device, share, source = ANCHOR
-        peak = DATASHEET[device][0] * 1e12
-        rate = share * peak / self.costs.mean_training_flops(self.images)
+        device, flops, source = ANCHOR
+        share = flops / (DATASHEET[device][0] * 1e12)
+        rate = flops / self.costs.mean_training_flops(self.images)
         time = span(self._images_left / (rate * self.plan.world_size))
-        return (
-            f"{time} on {self.plan.world_size} {device}, each with {significant(rate)} images/s: {100 * share:.0f} % of "
-            f"{peak / 1e12:.0f} TFLOP/s in bf16, as {source}"
-        )
+        devices = f"{self.plan.world_size} {device}, each with {significant(rate)} images/s"
+        return f"{time} on {devices}: the {flops / 1e12:.0f} TFLOP/s of {source}, {100 * share:.0f} % of bf16's peak"
 
 
 def count(number: int, noun: str) -> str:
@@ -193,8 +193,8 @@ def significant(value: float) -> str:
 
 
 def giga(flops: float) -> str:
-    """FLOPs in units of 1e9, one decimal."""
-    return f"{flops / 1e9:,.1f}" if flops >= 1e8 else f"{flops / 1e9:.3f}"
+    """FLOPs in units of 1e9: `3,047.8`, `0.512`."""
+    return f"{flops / 1e9:,.1f}" if flops >= 1e9 else f"{flops / 1e9:.3f}"
 
 
 def span(seconds: float) -> str:

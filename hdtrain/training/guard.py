@@ -11,6 +11,7 @@ MEMORY = 0.98
 LEARNING_STEPS = 50
 """Before so many values were seen, only infinities count."""
 DEVIATIONS = 6.0
+KEYS_SHOWN = 8
 
 
 @dataclass
@@ -36,6 +37,21 @@ class Running:
         if factor is None or self.count < LEARNING_STEPS:
             return math.inf
         return math.exp(self.mean + max(math.log(factor), DEVIATIONS * math.sqrt(self.variance)))
+
+
+def where_refused(reports: list[tuple[int, dict[str, float], list[str]]]) -> str:
+    """The ranks whose losses are not finite, or else the one with the highest, with losses and keys.
+
+    Args:
+        reports: rank, losses (the watched one first) and keys of its part of the batch, of every rank.
+    """
+    guilty = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
+    guilty = guilty or [max(reports, key=lambda report: next(iter(report[1].values())))]
+    return "; ".join(
+        f"rank {rank}: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}, keys of the batch: "
+        f"{', '.join(keys[:KEYS_SHOWN])}{' …' if len(keys) > KEYS_SHOWN else ''}"
+        for rank, losses, keys in guilty
+    )
 
 
 class Guard:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hdtrain.config.batch import BatchPlan, every_steps
@@ -21,13 +20,11 @@ from hdtrain.distributed.stop import NUM_REASONS, STOP, STOPPED_EXIT_CODE, Deadl
 from hdtrain.distributed.watchdog import Watchdog
 from hdtrain.distributed.world import World
 from hdtrain.errors import TrainingError
-from hdtrain.formats.atomic import write_through
 from hdtrain.formats.checkpoint import find_latest
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.ema import average_names
 from hdtrain.progress import Progress
 from hdtrain.training.costs import Costs
-from hdtrain.training.guard import Guard
+from hdtrain.training.guard import Guard, where_refused
 from hdtrain.training.lr import lr_at
 from hdtrain.training.memory import device_bytes, is_out_of_memory, out_of_memory_advice
 from hdtrain.training.meter import Meter
@@ -35,8 +32,6 @@ from hdtrain.training.metrics import MetricWriter
 from hdtrain.training.peak import device_peak_flops
 from hdtrain.training.saving import Checkpoints
 from hdtrain.training.task import Source, Task
-
-_KEYS_SHOWN = 8
 
 
 class LoopConfig(Protocol):
@@ -77,7 +72,7 @@ class Trainer:
         self.duration = self.config.duration
         self.num_steps = self.plan.num_steps(self.duration.images)
         self.guard = Guard(self.config.guard)
-        self.checkpoints = Checkpoints(self.run.checkpoints, self.duration, self.world)
+        self.checkpoints = Checkpoints(self.run, self.duration, self.world)
         self.engines = list(self.task.engines.values())
         self.deadline = Deadline.from_environment()
         self.watchdog = Watchdog(
@@ -91,6 +86,8 @@ class Trainer:
         """Why the run leaves before its end."""
         self._validation: float | None = None
         self._lrs: dict[str, float] = {}
+        self._norms: dict[str, float] = {}
+        """Gradient norms of the engines that took the last step."""
 
     @property
     def images_seen(self) -> int:
@@ -136,7 +133,7 @@ class Trainer:
                 writer.images(self.step, self.task.visualise())
             if figures:
                 writer.scalars(self.step, self.images_seen, figures)
-            self._snapshot(last)
+            self.checkpoints.snapshot(self.step, self.num_steps, self.images_seen, self.engines)
             if last or self.stopping or self.step % save_every == 0:
                 self._save()
 
@@ -195,7 +192,7 @@ class Trainer:
             problem = "loss is not finite"
         elif loss > (limit := self.guard.loss_limit()):
             problem = f"loss spike: {loss:.4g}, where up to {limit:.4g} was to be expected"
-        norms: dict[str, float] = {}
+        self._norms = norms = {}
         for name, engine in self.task.engines.items():
             limit = -1.0 if problem else self.guard.grad_norm_limit(name)
             lr = lr_at(self.images_seen, engine.optim, self.duration.images, self.plan.global_batch_size)
@@ -214,15 +211,8 @@ class Trainer:
             self.guard.saw(loss, norms)
 
     def _refuse(self, problem: str, losses: dict[str, float], keys: list[str]) -> None:
-        """Pass the batch over if the config allows it, else stop with what is known. Weights are as before the step."""
-        reports = all_gather_objects((self.world.rank, losses, keys))
-        guilty = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
-        guilty = guilty or [max(reports, key=lambda report: next(iter(report[1].values())))]
-        where = "; ".join(
-            f"rank {rank}: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}, keys of the batch: "
-            f"{', '.join(keys[:_KEYS_SHOWN])}{' …' if len(keys) > _KEYS_SHOWN else ''}"
-            for rank, losses, keys in guilty
-        )
+        """Pass the batch over if the config allows it, else stop with what is known."""
+        where = where_refused(all_gather_objects((self.world.rank, losses, keys)))
         message = f"{self.title}: {problem} at step {self.step} ({where})"
         if self.guard.may_skip():
             if self.world.is_main:
@@ -230,9 +220,10 @@ class Trainer:
                 print(f"{message}; passed over ({count} that guard.skip_batches allows)", file=sys.stderr)
             return
         self.checkpoints.wait()
+        made = f"only {', '.join(self._norms)}" if self._norms else "nothing"  # engines step one after the other
         saved = all_gather_objects(find_latest(self.run.checkpoints))[0]  # the main rank has written it
         raise TrainingError(
-            f"{message}; no update was made with it; last good checkpoint: {saved or 'none'}. The same command with "
+            f"{message}; {made} was updated with it; last good checkpoint: {saved or 'none'}. The same command with "
             f"guard.skip_batches={self.guard.skipped} passes such batches over; if they come often, a lower optim.lr "
             "or a smaller optim.clip_grad_norm helps"
         )
@@ -247,9 +238,7 @@ class Trainer:
         values |= self._lrs
         rates = self.meter.read(self.costs.training_flops(self.images_seen - 1), self._peak_flops)
         rates["data_wait"] = float(all_reduce_max(torch.tensor(rates["data_wait"], device=device())))
-        for name, engine in self.task.engines.items():
-            if engine.grad_norm is not None:
-                values[f"grad_norm/{name}"] = engine.grad_norm
+        values |= {f"grad_norm/{name}": norm for name, norm in self._norms.items()}
         if self.guard.skipped:
             values["skipped_batches"] = self.guard.skipped
         return values | rates
@@ -264,22 +253,6 @@ class Trainer:
         held_out = [value for name, value in figures.items() if name.startswith("validation/")]
         self._validation = held_out[0] if held_out else None  # what is measured on training data chooses nothing
         return figures
-
-    def _snapshot(self, last: bool) -> None:
-        """Write down the post-hoc averages, `ema.snapshots` times a run."""
-        for engine in self.engines:
-            if engine.ema is None or not engine.ema.post_hoc:
-                continue
-            every = math.ceil(self.num_steps / engine.ema.snapshots)
-            if not (last or self.step % every == 0):
-                continue
-            tensors = engine.averages(average_names(True)[1:], self.world.is_main)
-            path, metadata = self.run.ema_snapshot(self.images_seen), {"updates": str(engine.steps)}
-            self.checkpoints.in_background(
-                lambda path=path, tensors=tensors, metadata=metadata: write_through(  # type: ignore[misc]
-                    path, lambda temporary: save_file(tensors, temporary, metadata)
-                )
-            )
 
     def _save(self) -> None:
         self.watchdog.beat(self.step, "saving")

@@ -19,13 +19,13 @@ GIB = 2**30
 USABLE = 0.92
 """Share of a device's memory that tensors can have: the rest goes to the CUDA context, NCCL and fragmentation."""
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients are reduced in buckets of so many elements. DeepSpeed's own 500 million take 2 GB in fp32, filled or not."""
+"""Gradients are reduced in buckets of so many elements. DeepSpeed's 500 million take 2 GB in fp32, filled or not."""
 LIVE_ELEMENTS = 100_000_000
 """Weights that stage 3 keeps gathered. DeepSpeed's own limit of a billion would keep all of ours."""
 
 
 def zero_settings(stage: int, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's `zero_optimization` for a module of so many parameters; this module computes with the same numbers."""
+    """DeepSpeed's `zero_optimization` for a module of so many parameters; this module counts with the same."""
     bucket = min(num_parameters + num_parameters % 2, BUCKET_ELEMENTS)  # DeepSpeed wants it even
     settings: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
@@ -46,6 +46,7 @@ class Memory:
     optimizer: int
     """fp32 masters, moments and moving averages."""
     activations: int
+    """Or the full fp32 copy with which pictures are made between steps, where that is more."""
 
     @property
     def total(self) -> int:
@@ -69,7 +70,7 @@ def memory_per_rank(costs: Costs, config: EngineConfig, micro_batch_size: int, w
         of_engine = _engine(num_parameters, 0 if number else costs.num_averages, config, world_size)
         weights, gradients, optimizer = weights + of_engine[0], gradients + of_engine[1], optimizer + of_engine[2]
     activations = costs.activation_bytes(config.precision, config.activation_checkpointing, micro_batch_size)
-    replica = 4 * max(costs.trained.values())  # a full copy in fp32, with which pictures are made between steps
+    replica = 4 * max(costs.trained.values())
     return Memory(weights, gradients, optimizer, max(activations, replica))
 
 
@@ -84,7 +85,7 @@ def _engine(n: int, averages: int, config: EngineConfig, world_size: int) -> tup
     bucket = zero_settings(stage, n)["reduce_bucket_size"]
     if stage == 3:
         gathered = 2 * size * min(n, zero_settings(3, n)["stage3_max_live_parameters"]) if world_size > 1 else 0
-        return size * part, 4 * part + size * bucket + max(gathered, 4 * part), optimizer
+        return size * part, 4 * part + size * bucket + max(gathered, 4 * part + size * bucket), optimizer
     if stage == 2:
         own = 4 * part if config.precision == "bf16" else 8 * part
         return size * n, own + (size + 4) * bucket, optimizer
@@ -125,20 +126,23 @@ def out_of_memory_advice(costs: Costs, plan: BatchPlan, config: EngineConfig, de
         One sentence or two, beginning with a verb: `needs about 92 GiB a rank (…); fits in 79 GiB with …`.
     """
     now = memory_per_rank(costs, config, plan.micro_batch_size, plan.world_size)
-    text = f"needs about {gib(now.total)} GiB a rank ({now} for {plan.micro_batch_size} images)"
-    limit = USABLE * device_bytes
-    if now.total <= limit:  # yet it did not fit: something else holds memory
-        text += f", which should fit in {gib(device_bytes)} GiB: is something else running there?"
-        limit = 0.8 * now.total
+    images = f"{plan.micro_batch_size} image{'s' if plan.micro_batch_size > 1 else ''}"
+    text = f"needs about {gib(now.total)} GiB a rank ({now} for {images})"
+    limit, fitting = USABLE * device_bytes, f"fits in {gib(device_bytes)} GiB"
+    if now.total <= limit:  # yet it did not fit
+        text += f", which should fit in {gib(device_bytes)} GiB, so something else may hold memory there"
+        limit, fitting = 0.8 * now.total, "takes much less"
     found = [(change, memory) for change, memory in _changes(costs, plan, config, limit) if memory.total <= limit]
     if found:
-        text += f"; fits in {gib(device_bytes)} GiB with "
-        return text + ", or ".join(f"{change} ({gib(memory.total)} GiB)" for change, memory in found)
+        return f"{text}; {fitting} with " + ", or ".join(
+            f"{change} ({gib(memory.total)} GiB)" for change, memory in found
+        )
     change, least = _least(costs, plan, config)
     if least.total >= now.total:
         return f"{text}; no setting makes it smaller: take more ranks, a smaller preset or another device"
-    rest = "" if least.total <= limit else ", which is still too much: take more ranks or a smaller preset besides"
-    return f"{text}; no single setting is enough, but all of these bring it to {gib(least.total)} GiB{rest}: {change}"
+    if least.total <= limit:
+        return f"{text}; {fitting} with all of {change} ({gib(least.total)} GiB)"
+    return f"{text}; even {change} ({gib(least.total)} GiB) is not enough: take more ranks or a smaller preset besides"
 
 
 def _changes(costs: Costs, plan: BatchPlan, config: EngineConfig, limit: float) -> Iterator[tuple[str, Memory]]:
@@ -148,19 +152,18 @@ def _changes(costs: Costs, plan: BatchPlan, config: EngineConfig, limit: float) 
         if memory.total <= limit:
             yield f"batch.micro_batch_size={micro}", memory
             break
-    for key, value in _settings(config, plan.world_size):
+    for key, value in _settings(costs, config):
         changed = config.model_copy(update={key: value})
         text = str(value).lower() if isinstance(value, bool) else str(value)
         yield f"engine.{key}={text}", memory_per_rank(costs, changed, plan.micro_batch_size, plan.world_size)
 
 
-def _settings(config: EngineConfig, world_size: int) -> list[tuple[str, Any]]:
+def _settings(costs: Costs, config: EngineConfig) -> list[tuple[str, Any]]:
     settings: list[tuple[str, Any]] = []
     if not config.activation_checkpointing:
         settings.append(("activation_checkpointing", True))
-    if world_size > 1:
-        settings += [("zero_stage", stage) for stage in range(config.zero_stage + 1, 4)]
-    if config.precision == "fp32" and config.zero_stage > 0:
+    settings += [("zero_stage", stage) for stage in range(config.zero_stage + 1, 4)]
+    if config.precision == "fp32" and config.zero_stage > 0 and not costs.normalises_batches:
         settings.append(("precision", "bf16"))
     return settings
 
@@ -170,7 +173,7 @@ def _least(costs: Costs, plan: BatchPlan, config: EngineConfig) -> tuple[str, Me
     micro = min(smaller_micro_batches(plan), default=plan.micro_batch_size)
     changes = [f"batch.micro_batch_size={micro}"] if micro < plan.micro_batch_size else []
     best = memory_per_rank(costs, config, micro, plan.world_size)
-    for key, value in _settings(config, plan.world_size):
+    for key, value in _settings(costs, config):
         changed = config.model_copy(update={key: value})
         memory = memory_per_rank(costs, changed, micro, plan.world_size)
         if key != "precision" and memory.total < best.total:

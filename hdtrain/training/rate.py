@@ -65,7 +65,9 @@ def try_steps(
     images_a_step = plan.accumulation_steps * plan.micro_batch_size
     rate = images_a_step / sec_a_step * (plan.world_size if device.type == "cuda" else 1)
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU ({threads}), which all ranks share"
+    where = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU ({threads}), which all ranks share"
+    )
     return Rate(rate, f"tried here: passes of {num_images} images on {where}")
 
 
@@ -80,7 +82,9 @@ def _time(
         modules = [module.to(memory_format=torch.channels_last) for module in modules]  # type: ignore[call-overload]
     weights = [p for n, m in zip(networks, modules, strict=True) if n.role == "trained" for p in m.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1e-9, fused=True)
-    passes, steps, until = [], [], time.perf_counter() + budget_sec
+    passes: list[float] = []
+    steps: list[float] = []
+    until = time.perf_counter() + budget_sec
     while len(passes) < 2 or (len(passes) <= _MAX_PASSES and time.perf_counter() + passes[-1] < until):
         passes.append(_seconds(device, lambda: training_pass(networks, modules, inputs)))
         steps.append(_seconds(device, optimizer.step))

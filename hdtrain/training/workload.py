@@ -60,7 +60,7 @@ def _vae(config: TrainVaeConfig) -> Costs:
         judge = PatchDiscriminator(DISCRIMINATOR_CHANNELS[config.preset])
         of_judge = partial(Network, module=judge, inputs=(x,), engine="discriminator")
         later = config.adversarial.start_images
-        networks.append(of_judge("discriminator of x̂", role="guides", from_images=later))
+        networks.append(of_judge("discriminator, frozen", role="guides", from_images=later))
         networks.append(of_judge("discriminator", images=2, from_images=later))
     return Costs(tuple(networks))
 
