@@ -4,7 +4,6 @@ torchrun knows success and failure only, so a launcher that uses it names a file
 rank to fail writes `{"code": …, "message": …}` instead of printing.
 """
 
-import contextlib
 import json
 import os
 import sys

@@ -23,7 +23,7 @@ from hdtrain.formats.provenance import read_run_json
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.run_progress import Progress, read_progress
 from hdtrain.training.checks import check
-from hdtrain.training.estimate import Estimate
+from hdtrain.training.estimate import Estimate, count
 from hdtrain.training.rate import NotTried, Rate, try_steps
 from hdtrain.training.workload import costs_of
 
@@ -56,7 +56,7 @@ def estimate(stage: str, tree: dict[str, Any], directory: Path, ranks: int, rate
         found = Rate(rate * ranks, f"{rate:g} images/s a rank, as given by --rate")
     elif earlier.images_per_sec:
         scaled = earlier.images_per_sec * ranks / earlier_ranks
-        found = Rate(scaled, f"as logged in {directory.name} on {earlier_ranks} ranks")
+        found = Rate(scaled, f"as logged in {directory.name} on {count(earlier_ranks, 'rank')}")
     else:
         found = try_steps(costs, config.engine, plan, device())
     return Estimate(config, plan, costs, directory, device(), found, earlier.images)

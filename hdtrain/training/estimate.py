@@ -167,6 +167,8 @@ class Estimate:
         return max(0, self.images * self.num_seeds - self.images_seen)
 
     def _expected(self, rate: Rate) -> list[tuple[str, str]]:
+        if not self._images_left:
+            return [("expected time", f"none: all {self.images * self.num_seeds:,} images have been seen")]
         # Until the networks that join later do so, an image takes less.
         faster = self.costs.training_flops() / self.costs.mean_training_flops(self.images)
         mean = rate.images_per_sec * faster

@@ -1,5 +1,6 @@
 """Real ranks, cheaply: `ranks.run("train-ldm", directory, config, ranks=2)`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,11 @@ class Ranks:
             env=variables,
         )
         assert self._answer() == {"ready": True}
+
+    @property
+    def pid(self) -> int:
+        """Of the server, whose children the ranks are."""
+        return self._server.pid
 
     def _answer(self) -> dict[str, Any]:
         assert self._server.stdout
@@ -64,10 +70,14 @@ class Ranks:
         config: dict[str, Any],
         ranks: int = 1,
         *,
-        code: int = 0,
+        code: int | None = 0,
         signal_when: tuple[signal.Signals, Callable[[], bool]] | None = None,
+        to: int | None = None,
     ) -> Path:
-        """Run a stage on `ranks` ranks; every rank must leave with `code`. `signal_when` sends a signal to them all."""
+        """Run a stage on `ranks` ranks; every rank must leave with `code`, or as it likes if that is None.
+
+        `signal_when` sends a signal to the rank `to`, or to them all, once its condition is met.
+        """
         prepare(stage, directory, config)
         pids = self._start({"stage": stage, "run_dir": str(directory), "ranks": ranks})
         if signal_when:
@@ -75,10 +85,11 @@ class Ranks:
             end = time.monotonic() + 60
             while not condition() and time.monotonic() < end:
                 time.sleep(0.005)
-            for pid in pids:
-                os.kill(pid, number)
+            for pid in pids if to is None else [pids[to]]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         codes = self._answer()["codes"]
-        assert codes == [code] * ranks, f"{stage} left with {codes}\n{self.said()}"
+        assert code is None or codes == [code] * ranks, f"{stage} left with {codes}\n{self.said()}"
         return directory
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ def _wait(pids: list[int]) -> list[int]:
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
         if codes[pid] not in (0, 3):
-            for other in set(pids) - set(codes):
+            for other in set(pids) - set(codes):  # as torchrun does
                 os.kill(other, signal.SIGKILL)
     return [codes[pid] for pid in pids]
 

@@ -116,7 +116,7 @@ def compare_with_plain_autograd(zero_stage: int, accumulation_steps: int, folder
             for name, value in logs.items():
                 got[name] = got.get(name, 0.0) + float(all_reduce_mean(value.detach().clone())) / accumulation_steps
             noise = torch.cat([draw.normal("posterior", (3, 8, 8)) for draw in draws])
-            passes.append((unit_range(sum(parts, [])), noise))
+            passes.append((unit_range([image for part in parts for image in part]), noise))
         stepped = {name: engine.step(LR) for name, engine in task.engines.items()}
         assert stepped == {"autoencoder": True, "discriminator": True if step else None}
         expected = reference_step(reference, disc, perceptual, optimizers, passes, adversarial=step > 0)

@@ -122,8 +122,9 @@ def test_the_rate_of_an_earlier_attempt_is_used_and_its_images_are_done(chain, t
     ]
     (tmp_path / "ldm" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = estimated(chain, "ldm", tmp_path / "ldm", ranks=2)
-    assert found.rate == Rate(16.0, "as logged in ldm on 1 ranks")
+    assert found.rate == Rate(16.0, "as logged in ldm on 1 rank")
     assert "for 4 images at 16 images/s" in str(found)
+    assert "none: all 16 images have been seen" in str(estimated(chain, "ldm", chain["ldm"]))
 
 
 def test_the_figures_of_another_run_in_the_same_folder_are_not_used(chain, monkeypatch):
