@@ -10,6 +10,7 @@ end after saving, 130 interrupted, 128 + n killed by signal n.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected key=value, got: {' '.join(wrong)}")
     try:
         return int(args.run(args))
+    except BrokenPipeError:  # `hdtrain status … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except HdtrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE

@@ -116,6 +116,8 @@ def _problem(model: type[BaseModel], item: dict[str, Any]) -> str:
         return f"{dotted}: missing, and it has no default"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if item["type"] == "value_error" and isinstance(item["input"], dict):  # the block's own check has said it all
+        return f"{dotted}: {message}" if dotted else message
     shown = repr(item["input"]) if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
     return f"{dotted}: {message}, got {shown}" if dotted else message
 

@@ -40,13 +40,18 @@ class Running:
 
 
 def where_refused(reports: list[tuple[int, dict[str, float], list[str]]]) -> str:
-    """The ranks whose losses are not finite, or else the one with the highest, with losses and keys.
+    """The ranks whose watched loss is not finite, else any loss, or else the one with the highest; with keys.
 
     Args:
         reports: rank, losses (the watched one first) and keys of its part of the batch, of every rank.
     """
-    guilty = [report for report in reports if not all(map(math.isfinite, report[1].values()))]
-    guilty = guilty or [max(reports, key=lambda report: next(iter(report[1].values())))]
+
+    def watched(report: tuple[int, dict[str, float], list[str]]) -> float:
+        return next(iter(report[1].values()))
+
+    guilty = [report for report in reports if not math.isfinite(watched(report))]  # others may be means over ranks
+    guilty = guilty or [report for report in reports if not all(map(math.isfinite, report[1].values()))]
+    guilty = guilty or [max(reports, key=watched)]
     return "; ".join(
         f"rank {rank}: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}, keys of the batch: "
         f"{', '.join(keys[:KEYS_SHOWN])}{' …' if len(keys) > KEYS_SHOWN else ''}"

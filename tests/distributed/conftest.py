@@ -73,13 +73,15 @@ class Ranks:
         code: int | None = 0,
         signal_when: tuple[signal.Signals, Callable[[], bool]] | None = None,
         to: int | None = None,
+        largest_file: int | None = None,
     ) -> Path:
         """Run a stage on `ranks` ranks; every rank must leave with `code`, or as it likes if that is None.
 
-        `signal_when` sends a signal to the rank `to`, or to them all, once its condition is met.
+        `signal_when` sends a signal to the rank `to`, or to them all, once its condition is met. Files larger than
+        `largest_file` bytes cannot be written, as on a full disk.
         """
         prepare(stage, directory, config)
-        pids = self._start({"stage": stage, "run_dir": str(directory), "ranks": ranks})
+        pids = self._start({"stage": stage, "run_dir": str(directory), "ranks": ranks, "largest_file": largest_file})
         if signal_when:
             number, condition = signal_when
             end = time.monotonic() + 60
@@ -88,8 +90,8 @@ class Ranks:
             for pid in pids if to is None else [pids[to]]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-        codes = self._answer()["codes"]
-        assert code is None or codes == [code] * ranks, f"{stage} left with {codes}\n{self.said()}"
+        self.codes = self._answer()["codes"]
+        assert code is None or self.codes == [code] * ranks, f"{stage} left with {self.codes}\n{self.said()}"
         return directory
 
     def close(self) -> None:

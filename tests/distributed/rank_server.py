@@ -1,13 +1,15 @@
 """Forks ranks of stages from a process that has imported everything, since importing costs more than these stages.
 
-Reads one JSON request a line from stdin: `{"stage": …, "run_dir": …, "ranks": n}`, or `{"call": "module:function",
-"arguments": […], "ranks": n}`. Answers `{"pids": […]}` and, when all have ended, `{"codes": […]}`. The ranks form a
-real gloo group, with the environment that torchrun would give them. When one rank fails the others are killed.
+Reads one JSON request a line from stdin: `{"stage": …, "run_dir": …, "ranks": n, "largest_file": bytes or null}`, or
+`{"call": "module:function", "arguments": […], "ranks": n}`. Answers `{"pids": […]}` and, when all have ended,
+`{"codes": […]}`. The ranks form a real gloo group, with the environment that torchrun would give them. When one rank
+fails the others are killed.
 """
 
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -57,6 +59,8 @@ def _become(rank: int, ranks: int, port: int, output: str) -> None:
 def _run(request: dict[str, Any]) -> int:
     try:
         if "stage" in request:
+            if request["largest_file"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
             code = run_stage(request["stage"], Path(request["run_dir"]))
         else:
             module, _, function = request["call"].partition(":")

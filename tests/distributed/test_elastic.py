@@ -74,9 +74,8 @@ def differences(run, whole, after: int = AFTER) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("begun", "size", "zero_stage"),
     [
-        ((1, 1), 2, 3),
         ((1, 1), 3, 2),
-        *(pytest.param((1, 1), *place, marks=pytest.mark.slow) for place in EVERYWHERE),
+        *(pytest.param((1, 1), *place, marks=pytest.mark.slow) for place in EVERYWHERE if place != (3, 2)),
         *(pytest.param((2, 3), *place, marks=pytest.mark.slow) for place in ((1, 0), (3, 1), (4, 2))),
         *(pytest.param((4, 2), *place, marks=pytest.mark.slow) for place in ((1, 3), (2, 0), (3, 1))),
     ],

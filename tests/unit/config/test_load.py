@@ -5,7 +5,7 @@ import pytest
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.shards import ShardConfig
 from hdtrain.config.synthesis import EvaluateConfig
-from hdtrain.config.training import TrainClassifierConfig, TrainVaeConfig
+from hdtrain.config.training import TrainClassifierConfig, TrainLdmConfig, TrainVaeConfig
 from hdtrain.errors import ConfigError
 
 VAE = {"images": ["shards"], "duration": {"images": 10}, "perceptual": {"kind": "none"}}
@@ -130,3 +130,11 @@ def test_an_override_with_a_key_twice_or_a_wrong_escape_says_why():
         parse_overrides(["sources=[{path: a, path: b}]"])
     with pytest.raises(ConfigError, match=r"unknown escape character 'd' at character 5; write .* for a backslash"):
         parse_overrides(['x=["P\\d"]'])
+
+
+def test_a_block_that_contradicts_itself_is_told_without_its_type():
+    tree = {"denoiser": "x"} | {"engine": {"precision": "bf16", "zero_stage": 0}}
+    with pytest.raises(ConfigError) as error:
+        validate(TrainLdmConfig, tree, "test")
+    (problem,) = [problem for problem in error.value.problems if problem.startswith("engine: ")]
+    assert problem.endswith("DeepSpeed's stage 0 accumulates gradients in bf16")

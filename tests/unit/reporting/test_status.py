@@ -17,6 +17,7 @@ from tiny_chain import READER, run_here, train_config
 
 from hdtrain.distributed.stop import END_VARIABLES
 from hdtrain.errors import HdtrainError
+from hdtrain.formats.heartbeats import process_state
 from hdtrain.reporting.status import find_runs, read_status
 from hdtrain.reporting.status_text import status_notes, status_page, status_rows
 from hdtrain.reporting.tail import TAIL_BYTES
@@ -128,6 +129,8 @@ def test_a_running_process_is_told_from_a_stopped_and_a_killed_one(published, co
     assert re.search(r"running, process \d+ on .*, 2 ranks, for .* s\n", status_page(status))
 
     child.send_signal(signal.SIGSTOP)
+    while "stopped" not in process_state(child.pid):  # Linux stops it when it gets round to it
+        time.sleep(0.01)
     status = read_status(run, now=time.time() + 30)
     assert status.state == "hung"
     assert re.search(

@@ -20,7 +20,7 @@ from hdtrain.formats.checkpoint import find_latest, read_meta
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.training.costs import Costs, Network
 from hdtrain.training.engine import Engine
-from hdtrain.training.guard import LEARNING_STEPS, Guard, Running
+from hdtrain.training.guard import LEARNING_STEPS, Guard, Running, where_refused
 from hdtrain.training.loop import Trainer
 from hdtrain.training.task import Task
 
@@ -164,6 +164,23 @@ def test_resuming_restores_count_and_running_figures(tmp_path):
         assert path.read_bytes() == (cut / path.name).read_bytes(), path.name
     assert read_meta(cut)["guard"] == read_meta(whole)["guard"]
     assert read_meta(whole)["guard"]["skipped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("losses", "named"),
+    [
+        ([(0.5, 1.0), (math.nan, 1.0), (0.7, 1.0)], ["rank 1: "]),
+        ([(0.5, math.nan), (math.inf, math.nan), (0.7, math.nan)], ["rank 1: "]),  # the second is a mean over ranks
+        ([(0.5, math.nan), (0.6, 1.0), (0.7, math.inf)], ["rank 0: ", "rank 2: "]),
+        ([(0.5, 1.0), (0.6, 9.0), (0.7, 1.0)], ["rank 2: "]),
+    ],
+)
+def test_the_rank_is_named_where_it_began(losses, named):
+    reports = [(i, dict(zip(("loss", "other"), values, strict=True)), [f"key-{i}"]) for i, values in enumerate(losses)]
+    said = where_refused(reports)
+    assert [part for part in ("rank 0: ", "rank 1: ", "rank 2: ") if part in said] == named
+    for part in named:
+        assert f"keys of the batch: key-{part[5]}" in said
 
 
 def test_the_limit_follows_the_running_mean_and_the_spread():
