@@ -59,7 +59,7 @@ def _become(rank: int, ranks: int, port: int, output: str) -> None:
 def _run(request: dict[str, Any]) -> int:
     try:
         if "stage" in request:
-            if request["largest_file"]:
+            if request.get("largest_file"):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
             code = run_stage(request["stage"], Path(request["run_dir"]))
         else:
