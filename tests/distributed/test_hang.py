@@ -91,7 +91,8 @@ def test_a_rank_that_was_stopped_is_named_and_the_run_goes_on_from_its_checkpoin
     run, tree = tmp_path / "run", yaml.safe_load(config.read_text())
     prepare("train-classifier", run, tree)
     pids = ranks._start({"stage": "train-classifier", "run_dir": str(run), "ranks": 2})
-    until(lambda: steps(run) > 4)
+    # Rank 0 clears the heartbeats when it begins: rank 1 must have written its own since.
+    until(lambda: steps(run) > 4 and len(read_heartbeats(run / "seed-0/heartbeats")) == 2)
     os.kill(pids[1], signal.SIGSTOP)
     status = read_status(run)
     assert (status.state, status.ranks) == ("running", 2)
