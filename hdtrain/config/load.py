@@ -86,6 +86,14 @@ def set_dotted(tree: dict[str, Any], dotted: str, value: Any) -> None:
     node[_position(node, last, dotted) if isinstance(node, list) else last] = value
 
 
+def get_dotted(tree: Mapping[str, Any], dotted: str) -> Any:
+    """`tree["a"]["b"]` for `a.b`."""
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value[part]
+    return value
+
+
 def _position(values: list[Any], part: str, dotted: str) -> int:
     if not part.isdecimal() or int(part) >= len(values):
         raise ConfigError("command line", [f"{dotted}: expected a list position 0 to {len(values) - 1}, got '{part}'"])

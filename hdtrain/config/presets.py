@@ -10,7 +10,7 @@ from typing import Literal
 AutoencoderPreset = Literal["kl-f4", "kl-f4-small", "kl-f4-tiny", "kl-f8", "kl-f8-small", "kl-f8-tiny"]
 DenoiserPreset = Literal["ldm4", "histodiff", "small", "tiny"]
 """The unconditional denoisers: what `train-ldm` trains."""
-ClassifierPreset = Literal["lae", "lae-small", "lae-tiny"]
+ClassifierPreset = Literal["lae", "lae-small", "lae-tiny", "adm-half-unet", "adm-half-unet-tiny"]
 
 
 @dataclass(frozen=True)

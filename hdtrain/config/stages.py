@@ -3,18 +3,12 @@
 import keyword
 from dataclasses import dataclass
 
+from hdtrain.config.adaptation import AdaptDecoderConfig, TrainClassifierConfig
 from hdtrain.config.base import Config
 from hdtrain.config.exchange import ExportConfig, ImportConfig
 from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
-from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig
-from hdtrain.config.training import (
-    AdaptDecoderConfig,
-    EncodeConfig,
-    RebuildEmaConfig,
-    TrainClassifierConfig,
-    TrainLdmConfig,
-    TrainVaeConfig,
-)
+from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig, SweepGuidanceConfig
+from hdtrain.config.training import EncodeConfig, RebuildEmaConfig, TrainLdmConfig, TrainVaeConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,7 @@ STAGES: dict[str, StageSpec] = {
         ),
         StageSpec("train-classifier", TrainClassifierConfig, "classifier", "train φ, ϕ or a downstream classifier"),
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
+        StageSpec("sweep-guidance", SweepGuidanceConfig, "sweep", "choose the guidance scale by looking at each"),
         StageSpec("sample", SampleConfig, "images", "classifier-guided mass generation"),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),

@@ -1,6 +1,6 @@
-"""Configs of the stages from models to an answer: `sample`, `select`, `evaluate`, `report`."""
+"""Configs of the stages from models to an answer: `sweep-guidance`, `sample`, `select`, `evaluate`, `report`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,33 +12,55 @@ from hdtrain.config.base import (
     EvaluationParent,
     ImagesParent,
     SelectionParent,
+    SweepParent,
 )
+from hdtrain.config.protocol import FollowsProtocol
 from hdtrain.config.training import EncoderConfig
 
 
 class SolverConfig(Config):
-    """DDIM (Song et al. 2021): timesteps 1, 1+T/S, …; η = 0 is deterministic, η = 1 as noisy as DDPM.
+    """How the reverse process is solved. Method, section 5; `docs/stages/sample.md` says when to take which."""
 
-    Under a schedule with zero terminal SNR the timesteps are T/S−1, 2T/S−1, …, T−1: the last of training comes first.
-    """
-
-    kind: Literal["ddim"] = "ddim"
+    kind: Literal["ddim", "ddpm", "dpm-solver++", "unipc"] = "ddim"
+    """DDIM (Song et al. 2021) as published; DDPM (Ho et al. 2020) draws from the posterior N(μ + g·Σ·∇, Σ);
+    DPM-Solver++ (Lu et al. 2022) and UniPC (Zhao et al. 2023) need 20–50 steps."""
     steps: int = Field(200, ge=1)
-    """Must divide the denoiser's training timesteps: 20, 25, 40, 50, 100, 125, 200, 250 or 500 of 1000."""
+    """DDIM and DDPM: must divide the denoiser's training timesteps: 20, 25, 40, 50, 100, 125, 200, 250 or 500 of 1000,
+    of which timesteps 1, 1+T/S, … are taken (T/S−1, 2T/S−1, …, T−1 under a zero terminal SNR)."""
     eta: float = Field(0.0, ge=0, le=1)
+    """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
+    order: Literal[1, 2, 3] = 2
+    """DPM-Solver++ and UniPC."""
+    splitting: bool = True
+    """DPM-Solver++ and UniPC: take the classifier's term in a step of its own, of first order, between those of the
+    denoiser (operator splitting, Wizadwongsa & Suwajanakorn 2023); else it goes into the high-order step."""
+
+    @model_validator(mode="after")
+    def _eta_is_ddims(self) -> "SolverConfig":
+        if self.eta > 0 and self.kind != "ddim":
+            raise ValueError(f"eta belongs to solver.kind=ddim; {self.kind} has none")
+        return self
 
 
-class SampleConfig(Config):
+class SampleConfig(FollowsProtocol):
     """Classifier-guided mass generation: `hdtrain sample`. Image i is a function of (seed, i) alone."""
+
+    stage_name = "sample"
 
     denoiser: DenoiserParent
     decoder: AutoencoderParent | None = None
     """D′ (or the plain autoencoder, for the ablation); None for a denoiser that was trained on pixels."""
     classifier: ClassifierParent | None = None
-    """ϕ; None samples without guidance and without labels."""
+    """ϕ; None samples without guidance and, unless the denoiser is class-conditional, without labels."""
     guidance: float = Field(1.0, ge=0)
+    """g, of the classifier."""
+    guidance_from: SweepParent | None = None
+    """Take g from the choice of this sweep, and not from `guidance`."""
+    classifier_free: float | None = Field(None, ge=0)
+    """Of a class-conditional denoiser: ε_u + w·(ε_c − ε_u) (Ho & Salimans 2022), w = 1 being the plain conditional one;
+    None is 1."""
     per_class: int = Field(ge=1)
-    """Images a class; without a classifier, images in all."""
+    """Images a class; without classes, images in all."""
     solver: SolverConfig = SolverConfig()
     samples_per_shard: int = Field(256, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -47,13 +69,65 @@ class SampleConfig(Config):
     seed: int = Field(0, ge=0)
 
 
+class SweepGuidanceConfig(Config):
+    """A few images at every guidance scale, scored, and one scale chosen: `hdtrain sweep-guidance`."""
+
+    denoiser: DenoiserParent
+    decoder: AutoencoderParent
+    classifier: ClassifierParent
+    """ϕ."""
+    guidances: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.5, 5.0, 10.0], min_length=2)
+    per_class: int = Field(50, ge=2)
+    """Images a class and scale, from the same noise at every scale."""
+    solver: SolverConfig = SolverConfig()
+    clip_latents: float | None = Field(None, gt=0)
+    """As in `sample`."""
+    real: list[ImagesParent] = Field(min_length=1)
+    """Real labelled training images: what the generated ones are held against."""
+    encoder: EncoderConfig
+    judge: ClassifierParent
+    """A classifier of images that never saw ϕ: how often it agrees with the class that was asked for."""
+    choice: float | None = Field(None, ge=0)
+    """One of `guidances`, chosen by you after looking; None: by rule, the best agreement among the scales whose Fréchet
+    distance is within `tolerance` of the smallest."""
+    tolerance: float = Field(0.1, ge=0)
+    """0.1 is 10 %."""
+    batch_size: int = Field(32, ge=1)
+    resolution: int = Field(256, ge=8)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def data_sets(self) -> list[str]:
+        """The images of every scale."""
+        return [f"g-{guidance:g}" for guidance in self.guidances]
+
+    @property
+    def publishes(self) -> str | None:
+        """Besides its data sets."""
+        return "sweep"
+
+    @model_validator(mode="after")
+    def _distinct_scales(self) -> "SweepGuidanceConfig":
+        if len(set(self.data_sets)) < len(self.guidances):
+            raise ValueError(f"guidances: expected every scale once, got {self.guidances}")
+        if self.choice is not None and self.choice not in self.guidances:
+            raise ValueError(f"choice: expected one of guidances {self.guidances}, got {self.choice:g}")
+        return self
+
+
 class GateConfig(Config):
     """Which candidates may be selected at all."""
 
     confidence: float | None = Field(None, ge=0, le=1)
     """Gate A: softmax of the target class under `classifier` at least this; None switches it off."""
+    entropy: float | None = Field(None, gt=0)
+    """Gate A as HistoGAN has it: predictive entropy in nats over `mc_passes` Monte-Carlo-dropout passes of `classifier`
+    at most this, and its mean prediction the target class; None switches it off."""
+    mc_passes: int = Field(20, ge=2)
     nearest_centroid: bool = True
     """Gate B: the nearest centroid is the target class's."""
+    closer_half: bool = False
+    """HistoGAN's own rule besides: of the candidates of a class that pass, only the half nearer to its centroid."""
 
 
 class SelectConfig(Config):
@@ -70,6 +144,9 @@ class SelectConfig(Config):
     """Selected images a class, as a multiple of the real ones: each makes `selective-R` and `random-R`."""
     shortfall: Literal["stop", "fill"] = "fill"
     """Fewer candidates than asked pass the gates: `stop` with the counts, or `fill` with the nearest of the others."""
+    top_up: float | None = Field(None, gt=1)
+    """Before that, sample more of the short classes as the candidates' own run would have gone on, up to this many
+    times the candidates of a class; needs one set of candidates, made by `sample`. None: only what is there."""
     batch_size: int = Field(64, ge=1)
     resolution: int = Field(256, ge=8)
     seed: int = Field(0, ge=0)
@@ -81,8 +158,11 @@ class SelectConfig(Config):
 
     @model_validator(mode="after")
     def _gate_a_needs_classifier(self) -> "SelectConfig":
-        if self.gates.confidence is not None and self.classifier is None:
-            raise ValueError("gates.confidence needs 'classifier' (φ)")
+        needing = [name for name in ("confidence", "entropy") if getattr(self.gates, name) is not None]
+        if needing and self.classifier is None:
+            raise ValueError(f"gates.{needing[0]} needs 'classifier' (φ)")
+        if self.top_up is not None and len(self.candidates) > 1:
+            raise ValueError(f"top_up needs one set of candidates, got {len(self.candidates)}")
         if any(ratio <= 0 for ratio in self.ratios):
             raise ValueError("ratios must be greater than 0")
         return self
@@ -93,6 +173,8 @@ class ArmConfig(Config):
 
     classifier: ClassifierParent
     synthetic: ImagesParent | None = None
+    series: str = ""
+    """Arms of one series are joined to a line in the report's plot of accuracy against the ratio."""
     description: str = ""
 
 
@@ -114,6 +196,10 @@ class EvaluateConfig(Config):
     resolution: int = Field(256, ge=8)
     bootstrap_resamples: int = Field(2000, ge=100)
     kid_subset_size: int = Field(100, ge=2)
+    memorisation_px: int = Field(32, ge=4)
+    """Pixel distances to training images are taken at this size, over the 8 symmetries."""
+    failures: int = Field(24, ge=0)
+    """Pictures in the failure gallery: what the judge is surest of being another class."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -131,5 +217,7 @@ class ReportConfig(Config):
 
     evaluation: EvaluationParent
     selection: SelectionParent
+    sweep: SweepParent | None = None
+    """Shown with its plot and choice."""
     title: str = "hdtrain report"
     examples_per_class: int = Field(6, ge=1)

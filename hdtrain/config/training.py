@@ -1,4 +1,4 @@
-"""Configs of the training stages: `train-vae`, `train-ldm`, `train-classifier`, `adapt-decoder`; and of `encode`."""
+"""Configs of pre-training: `train-vae`, `encode`, `train-ldm`, `rebuild-ema`; and what all that read images share."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,8 @@ from hdtrain.config.base import (
     WeightsFile,
 )
 from hdtrain.config.engine import BatchConfig, DurationConfig, EmaConfig, EngineConfig, GuardConfig, OptimConfig
-from hdtrain.config.presets import AutoencoderPreset, ClassifierPreset, DenoiserPreset
+from hdtrain.config.presets import AutoencoderPreset, DenoiserPreset
+from hdtrain.config.protocol import FollowsProtocol
 
 
 class ShardAccess(Config):
@@ -62,7 +63,7 @@ class ReaderConfig(ShardAccess):
     max_failed_share: float = Field(0.01, ge=0, le=1)
 
 
-class _ReadsImages(Config):
+class ReadsImages(Config):
     """A config with image data sets and the way to read them."""
 
     images: list[ImagesParent] = Field(min_length=1)
@@ -132,8 +133,10 @@ class AdversarialConfig(Config):
     """None: the generator's."""
 
 
-class TrainVaeConfig(_ReadsImages):
+class TrainVaeConfig(ReadsImages, FollowsProtocol):
     """Train the autoencoder: `hdtrain train-vae`."""
+
+    stage_name = "train-vae"
 
     preset: AutoencoderPreset = "kl-f4"
     start: AutoencoderParent | None = None
@@ -198,8 +201,10 @@ class NoiseScheduleConfig(Config):
         return self
 
 
-class TrainLdmConfig(Config):
+class TrainLdmConfig(FollowsProtocol):
     """Train the diffusion model, on latents or on pixels: `hdtrain train-ldm`."""
+
+    stage_name = "train-ldm"
 
     latents: LatentsParent | None = None
     vae: AutoencoderParent | None = None
@@ -216,6 +221,11 @@ class TrainLdmConfig(Config):
     loss: Literal["mse", "l1"] = "mse"
     min_snr_gamma: float | None = Field(None, gt=0)
     """γ of min-SNR-γ (Hang et al. 2023; they use 5); None: every timestep weighs the same."""
+    class_conditional: bool = False
+    """The denoiser sees the class too, an embedding added to the timestep's; the samples must be labelled. With a
+    `start` that is unconditional it begins as that, for every class."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """How often the class is hidden, so that the denoiser can do without: what classifier-free guidance needs."""
     batch: BatchConfig = BatchConfig(global_batch_size=4)
     optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000, warmup_from=1e-6)
     duration: DurationConfig
@@ -273,66 +283,3 @@ class RebuildEmaConfig(Config):
     """Relative width of the average: 0.10 averages over about the last fifth of the training (EDM2)."""
     images: int | None = Field(None, ge=1)
     """As it was after so many images, at one of the snapshots; None: at the end."""
-
-
-class ImageClassifier(_ReadsImages):
-    """φ: the autoencoder's encoder trunk with attention pooling, on images."""
-
-    kind: Literal["image"] = "image"
-    preset: ClassifierPreset = "lae"
-
-
-class LatentClassifier(Config):
-    """ϕ: the same trunk on noisy latents z_t, with the timestep."""
-
-    kind: Literal["latent"] = "latent"
-    latents: LatentsParent
-    preset: ClassifierPreset = "lae"
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
-
-
-class TimmClassifier(_ReadsImages):
-    """The downstream classifier: any timm model, on real images plus whatever an arm adds."""
-
-    kind: Literal["timm"] = "timm"
-    name: str = "vit_base_patch16_224"
-    weights: WeightsFile | None = None
-    augmented_copies: int = Field(0, ge=0)
-    """Extend the data set by this many conventionally augmented copies (random resized crop, colour jitter)."""
-
-
-class TrainClassifierConfig(Config):
-    """Train φ, ϕ or the downstream classifier, once a seed: `hdtrain train-classifier`."""
-
-    model: Annotated[ImageClassifier | LatentClassifier | TimmClassifier, Field(discriminator="kind")]
-    batch: BatchConfig = BatchConfig(global_batch_size=64)
-    optim: OptimConfig = OptimConfig(lr=5e-5)
-    duration: DurationConfig
-    engine: EngineConfig = EngineConfig()
-    guard: GuardConfig = GuardConfig()
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"expected every seed once, got {value}")
-        return value
-
-
-class AdaptDecoderConfig(_ReadsImages):
-    """Fine-tune the decoder on the labelled set, with cross-entropy through φ: `hdtrain adapt-decoder`."""
-
-    vae: AutoencoderParent
-    classifier: ClassifierParent
-    batch: BatchConfig = BatchConfig(global_batch_size=4)
-    optim: OptimConfig = OptimConfig(lr=5e-5, weight_decay=0.0)
-    duration: DurationConfig
-    engine: EngineConfig = EngineConfig()
-    guard: GuardConfig = GuardConfig()
-    perceptual: PerceptualConfig
-    perceptual_weight: float = Field(1.0, ge=0)
-    classifier_weight: float = Field(1.0, ge=0)
-    """λ_CE."""
-    seed: int = Field(0, ge=0)

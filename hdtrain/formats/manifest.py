@@ -56,6 +56,8 @@ class Manifest(Config):
     """Other published files, relative path to sha256."""
     split: str | None = None
     classes: list[str] | None = None
+    protocol: dict[str, Any] | None = None
+    """`name` (paper or released_code) and `departures` from it, where the two disagree on the stage."""
     info: dict[str, Any] = Field(default_factory=dict)
     """What the kind needs besides; `docs/formats.md` lists it."""
 

@@ -1,6 +1,6 @@
 """`hdtrain adapt-decoder CONFIG --out RUN`: fine-tune the decoder on the labelled set; D′ keeps E unchanged."""
 
-from hdtrain.config.training import AdaptDecoderConfig
+from hdtrain.config.adaptation import AdaptDecoderConfig
 from hdtrain.data.images import TrainingImages
 from hdtrain.distributed.collectives import device
 from hdtrain.features.perceptual import build_perceptual

@@ -6,6 +6,7 @@ from typing import Any
 
 from hdtrain.config.base import Config
 from hdtrain.config.load import read_yaml, validate
+from hdtrain.config.protocol import FollowsProtocol
 from hdtrain.config.stages import STAGES
 from hdtrain.distributed.world import World
 from hdtrain.formats.atomic import sha256_file
@@ -25,6 +26,8 @@ class StageContext:
     """Dotted config key to (run directory, manifest)."""
     fingerprint: str
     world: World
+    protocol: dict[str, Any] | None = None
+    """Whose settings the stage follows, and every departure from them."""
 
     @classmethod
     def open(cls, stage: str, directory: Path) -> tuple[Config, "StageContext"]:
@@ -33,8 +36,10 @@ class StageContext:
         config = validate(STAGES[stage].config, read_yaml(run.config), str(run.config))
         parents = read_parents(config, str(run.config))
         prepared = read_run_json(run).get("fingerprint") or fingerprint(stage, config, parents)
-        context = cls(stage, run, parents, prepared, World.from_environment())
-        return config, context
+        protocol = None
+        if isinstance(config, FollowsProtocol):
+            protocol = {"name": config.protocol, "departures": config.departures()}
+        return config, cls(stage, run, parents, prepared, World.from_environment(), protocol)
 
     def manifest_of(self, directory: Path) -> Manifest:
         """The manifest of a parent, by the path that the config holds."""
@@ -73,6 +78,7 @@ class StageContext:
             files={str(path.relative_to(directory)): sha256_file(path) for path in files or []},
             split=split,
             classes=classes,
+            protocol=self.protocol,
             info=info or {},
         )
         publish(directory, manifest)

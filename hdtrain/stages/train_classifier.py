@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from hdtrain.config.adaptation import TrainClassifierConfig
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import TrainClassifierConfig
 from hdtrain.distributed.collectives import process_group
 from hdtrain.formats.atomic import write_through
 from hdtrain.models.classifier import build_classifier, weights_file

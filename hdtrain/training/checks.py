@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from hdtrain.config.adaptation import AdaptDecoderConfig
 from hdtrain.config.base import Config
-from hdtrain.config.training import AdaptDecoderConfig, TrainLdmConfig
+from hdtrain.config.training import TrainLdmConfig
 from hdtrain.data.images import labelled_classes
 from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hdtrain.config.adaptation import LatentClassifier, TrainClassifierConfig
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import LatentClassifier, TrainClassifierConfig
 from hdtrain.data.images import ImageBatch
 from hdtrain.data.latents import LatentBatch
 from hdtrain.diffusion.schedule import NoiseSchedule

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hdtrain.config.adaptation import ImageClassifier, LatentClassifier, TimmClassifier, TrainClassifierConfig
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import ImageClassifier, LatentClassifier, TimmClassifier, TrainClassifierConfig
 from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.diffusion.schedule import NoiseSchedule

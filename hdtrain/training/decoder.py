@@ -5,8 +5,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from hdtrain.config.adaptation import AdaptDecoderConfig
 from hdtrain.config.batch import BatchPlan
-from hdtrain.config.training import AdaptDecoderConfig
 from hdtrain.data.images import ImageBatch
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws

@@ -9,9 +9,10 @@ from typing import Protocol
 
 import torch
 
+from hdtrain.config.adaptation import TrainClassifierConfig
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import BatchConfig, DurationConfig, EngineConfig, OptimConfig
-from hdtrain.config.training import TrainClassifierConfig, TrainLdmConfig
+from hdtrain.config.training import TrainLdmConfig
 from hdtrain.training.costs import Costs
 from hdtrain.training.lr import lr_factor
 from hdtrain.training.memory import Memory, device_bytes, fits, gib, memory_per_rank, out_of_memory_advice

@@ -10,16 +10,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from hdtrain.config.adaptation import AdaptDecoderConfig, LatentClassifier, TrainClassifierConfig
 from hdtrain.config.base import Config
 from hdtrain.config.presets import DISCRIMINATOR_CHANNELS
-from hdtrain.config.training import (
-    AdaptDecoderConfig,
-    LatentClassifier,
-    PerceptualConfig,
-    TrainClassifierConfig,
-    TrainLdmConfig,
-    TrainVaeConfig,
-)
+from hdtrain.config.training import PerceptualConfig, TrainLdmConfig, TrainVaeConfig
 from hdtrain.features.perceptual import build_perceptual
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir

@@ -2,10 +2,11 @@
 
 import pytest
 
+from hdtrain.config.adaptation import TrainClassifierConfig
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.shards import ShardConfig
 from hdtrain.config.synthesis import EvaluateConfig
-from hdtrain.config.training import TrainClassifierConfig, TrainLdmConfig, TrainVaeConfig
+from hdtrain.config.training import TrainLdmConfig, TrainVaeConfig
 from hdtrain.errors import ConfigError
 
 VAE = {"images": ["shards"], "duration": {"images": 10}, "perceptual": {"kind": "none"}}

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hdtrain.config.adaptation import AdaptDecoderConfig, ImageClassifier, TimmClassifier
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import BatchConfig
 from hdtrain.config.load import validate
-from hdtrain.config.training import AdaptDecoderConfig, ImageClassifier, TimmClassifier, TrainVaeConfig
+from hdtrain.config.training import TrainVaeConfig
 from hdtrain.data.mixture import MAX_CYCLE, Schedule, even_cycle, make_order, quotas_of
 from hdtrain.errors import ConfigError, DataError
 
