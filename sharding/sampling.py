@@ -33,10 +33,11 @@ def draw_even(labels: NDArray[np.int32], classes: Sequence[str] | None, sampling
         counts = [sampling.per_class or 0] * len(classes)
     else:
         counts = [int((sampling.fraction or 0) * len(rows) + 0.5) for rows in members]
+    nothing_is_right = sampling.mode == "stratified"  # a class may lie in patients of another split alone
     short = [
         f"'{name}' has {len(rows)} of {max(1, count)}"
         for name, rows, count in zip(classes, members, counts, strict=True)
-        if not 0 < count <= len(rows)
+        if not 0 < count <= len(rows) and not (nothing_is_right and not len(rows))
     ]
     if short:
         raise DataError(f"sample: too few usable images: {', '.join(short)}; ask for fewer, or add images")
