@@ -239,7 +239,7 @@ def test_a_class_of_one_slide_may_be_missing_from_a_split_of_a_stratified_sample
     source = {"path": str(raw), "pattern": r"s(?P<slide>\d+)-"}
     splits = {"shares": {"train": 0.75, "validation": 0.25}, "by": "slide"}
     pack(sources=[source], splits=splits, sample={"mode": "stratified", "fraction": 0.5})
-    published = [read_manifest(raw.parent / "run" / name) for name in splits["shares"]]
+    published = [read_manifest(raw.parent / "out" / name) for name in splits["shares"]]
     assert [manifest.classes for manifest in published] == [["a", "b"]] * 2
     assert 0 in [count for manifest in published for count in manifest.info["class_counts"].values()]
     with pytest.raises(DataError, match=r"too few usable images: 'b' has 0 of 1"):
