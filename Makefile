@@ -14,11 +14,14 @@ demo: $(STAMP)
 	$(BIN)/python tools/make_toy_corpus.py build/toy --unlabelled 450 --train 60
 	$(BIN)/hdtrain run configs/recipe/demo.yaml
 
+# Two tests at a time, a file's in one process: most of what they wait for is one core's work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 check: $(STAMP)
 	$(BIN)/ruff check .
