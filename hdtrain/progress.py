@@ -35,7 +35,7 @@ class Progress:
             self._bar.update(count)
         elif self.enabled and time.monotonic() - self._last >= LINE_EVERY_SEC:
             self._last = time.monotonic()
-            left = (self.total - self.done) / max(self.rate, 1e-9)
+            left = max(0, self.total - self.done) / max(self.rate, 1e-9)  # `total` may be a guess
             share = f"{self.done:,}/{self.total:,} {self.unit}"
             print(f"{self.title}: {share}, {self.rate:,.1f} {self.unit}/s, {left:.0f} s left {note}", file=sys.stderr)
 

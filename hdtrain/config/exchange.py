@@ -14,7 +14,7 @@ class ExportConfig(Config):
     denoiser: DenoiserParent
     decoder: AutoencoderParent | None = None
     """D′, or the plain autoencoder; None for a denoiser that was trained on pixels."""
-    title: str = Field("Unconditional diffusion model of image patches", min_length=1)
+    title: str = Field("Diffusion model of image patches", min_length=1)
     """Heading of the model card."""
     license: str = Field("other", pattern=r"^[a-z0-9][a-z0-9.\-]*$")
     """Of the weights: an identifier that the Hugging Face hub knows (`apache-2.0`, `cc-by-nc-4.0`), or `other`."""

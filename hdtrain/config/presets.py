@@ -53,13 +53,20 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The autoencoder's encoder trunk with attention pooling; on latents the trunk has its own, shallower, channels."""
+    """An encoder trunk with attention pooling: the autoencoder's, or half of ADM's U-Net.
+
+    On latents the trunk may have its own, shallower, channels.
+    """
 
     image_channels: tuple[int, ...]
     latent_channels: tuple[int, ...]
     layers_per_block: int
     norm_groups: int
     head_channels: int
+    adm: bool = False
+    """As ADM's classifier (Dhariwal & Nichol 2021): the timestep scales and shifts normalised features, residual blocks
+    change the resolution, and `attention` says which levels attend. Else the middle block attends alone."""
+    attention: tuple[bool, ...] = ()
 
 
 AUTOENCODERS: dict[str, Autoencoder] = {
@@ -83,10 +90,20 @@ DENOISERS: dict[str, Denoiser] = {
     "tiny": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16),
 }
 
+_HALF_UNET = (128, 128, 256, 256, 512, 512)
+_TINY_HALF_UNET = (16, 32, 32)
+
 CLASSIFIERS: dict[str, Classifier] = {
     "lae": Classifier((128, 256, 512), (128, 256, 512), 2, 32, 64),
     "lae-small": Classifier((24, 48, 96), (48, 96, 96), 1, 8, 32),
     "lae-tiny": Classifier((16, 32, 64), (32, 64, 64), 1, 8, 32),
+    # The ϕ of HistoDiffusion's released code: attention at downsample 8 and 16.
+    "adm-half-unet": Classifier(
+        _HALF_UNET, _HALF_UNET, 2, 32, 64, adm=True, attention=(False, False, False, True, True, False)
+    ),
+    "adm-half-unet-tiny": Classifier(
+        _TINY_HALF_UNET, _TINY_HALF_UNET, 1, 8, 16, adm=True, attention=(False, True, False)
+    ),
 }
 
 DISCRIMINATOR_CHANNELS: dict[str, int] = {

@@ -46,6 +46,7 @@ _BOTH: dict[str, Settings] = {
         "optim.lr": 5e-5,
         "classifier_weight": 1.0,
     },
+    "sweep-guidance": {"solver.kind": "ddim"},
     "sample": {"solver.kind": "ddim"},
 }
 """What both say (the paper's supplement, Table 2)."""
@@ -73,6 +74,10 @@ CONFLICTS: dict[str, dict[Protocol, Settings]] = {
     "train-classifier timm": {
         "paper": {"model.name": "vit_base_patch16_224", "model.reader.resize": "squash"},
         "released_code": {"model.name": "vit_small_patch16_224", "model.reader.resize": "crop"},
+    },
+    "sweep-guidance": {
+        "paper": {"solver.steps": 200},
+        "released_code": {"solver.steps": 50, "solver.eta": 1.0},
     },
     "sample": {
         "paper": {"guidance": 1.0, "solver.steps": 200},

@@ -68,9 +68,19 @@ class SampleConfig(FollowsProtocol):
     """Clamp the predicted scaled ẑ₀ (unit standard deviation; pixels: 1) to ± this; None: no clamp, as published."""
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _guidance_of_a_classifier(self) -> "SampleConfig":
+        if self.guidance_from is not None and self.classifier is None:
+            raise ValueError(
+                "guidance_from is the g of a classifier; give 'classifier' (ϕ), or leave guidance_from out"
+            )
+        return self
 
-class SweepGuidanceConfig(Config):
+
+class SweepGuidanceConfig(FollowsProtocol):
     """A few images at every guidance scale, scored, and one scale chosen: `hdtrain sweep-guidance`."""
+
+    stage_name = "sweep-guidance"
 
     denoiser: DenoiserParent
     decoder: AutoencoderParent

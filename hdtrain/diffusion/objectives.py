@@ -27,6 +27,20 @@ def target(
     return alpha.sqrt() * noise - (1 - alpha).sqrt() * z0
 
 
+def predicted_z0(
+    prediction: Prediction, output: Float[Tensor, "n c h w"], z_t: Float[Tensor, "n c h w"], alpha_bar: float
+) -> Float[Tensor, "n c h w"]:
+    """ẑ_0 that an output at z_t means: the output itself, √ᾱ z_t − √(1−ᾱ) v̂, or (z_t − √(1−ᾱ) ε̂)/√ᾱ.
+
+    Of ε̂ at ᾱ = 0 there is none: a denoiser under zero terminal SNR predicts v or z_0.
+    """
+    if prediction == "sample":
+        return output
+    if prediction == "v_prediction":
+        return alpha_bar**0.5 * z_t - (1 - alpha_bar) ** 0.5 * output
+    return (z_t - (1 - alpha_bar) ** 0.5 * output) / alpha_bar**0.5
+
+
 def errors(
     loss: Literal["mse", "l1"], output: Float[Tensor, "n c h w"], wanted: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, " n"]:

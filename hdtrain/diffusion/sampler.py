@@ -1,6 +1,7 @@
-"""The reverse process with DDIM steps and, if given, a classifier's guidance."""
+"""The reverse process, by any solver and, if given, under a classifier's guidance."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -8,14 +9,15 @@ from torch import Tensor
 
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import Prediction
-from hdtrain.diffusion.guidance import LatentClassifierFn, classifier_gradient, guided
-from hdtrain.diffusion.schedule import NoiseSchedule, timesteps_of
+from hdtrain.diffusion.guidance import LatentClassifierFn, classifier_gradient
+from hdtrain.diffusion.schedule import NoiseSchedule
+from hdtrain.diffusion.solvers import StepNoise, make_solver, needs_noise
 
 DenoiserFn = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def ddim_sample(
+def sample_latents(
     denoiser: DenoiserFn,
     schedule: NoiseSchedule,
     solver: SolverConfig,
@@ -26,40 +28,43 @@ def ddim_sample(
     labels: Int[Tensor, " n"] | None = None,
     guidance: float = 0.0,
     clip_latents: float | None = None,
-    step_noise: Callable[[int], Tensor] | None = None,
+    step_noise: StepNoise | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """z̃_0 from z_T = `noise`.
 
     Args:
         denoiser: of (z_t, t), t an int64 tensor of n equal timesteps.
         schedule: the schedule that the denoiser was trained with.
-        solver: number of steps S and η.
+        solver: which, and its steps.
         noise: standard normal.
         prediction: what the denoiser predicts.
         classifier: logits of ϕ(z_t, t); with `labels` and `guidance` > 0 it steers.
         labels: target classes.
         guidance: g of eq. 7.
         clip_latents: clamp ẑ_0 to ± this.
-        step_noise: step number to the noise of that step; needed for η > 0.
+        step_noise: step number to the noise of that step; DDPM, and DDIM with η > 0, draw.
+
+    Raises:
+        ConfigError: the solver's steps do not fit the schedule.
+        ValueError: the solver draws and has nothing to draw from.
     """
-    scheduler = schedule.ddim(clip_latents, prediction)
-    timesteps = timesteps_of(scheduler, solver.steps)
+    if needs_noise(solver) and step_noise is None:
+        raise ValueError(f"{solver.kind} with eta={solver.eta:g} draws at every step and needs step_noise")
+    steps = make_solver(solver, schedule, prediction, clip_latents)
     z = noise
-    for step, timestep in enumerate(timesteps):
+    for number, timestep in enumerate(steps.timesteps):
         t = torch.full((len(z),), timestep, dtype=torch.int64, device=z.device)
-        output = denoiser(z, t)
-        alpha_bar = float(schedule.alphas_cumprod[timestep])
-        if classifier is not None and labels is not None and guidance > 0 and alpha_bar > 0:
-            gradient = classifier_gradient(classifier, z, t, labels)
-            output = guided(prediction, output, gradient, alpha_bar, guidance)
-        extra = step_noise(step) if solver.eta > 0 and step_noise is not None else None
-        z = scheduler.step(
-            output,
-            timestep,
-            z,
-            eta=solver.eta,
-            use_clipped_model_output=True,
-            variance_noise=extra,
-            return_dict=False,
-        )[0]
+        gradient = None
+        says_something = schedule.alphas_cumprod[timestep] > 0  # at ᾱ = 0, z is noise and nothing else
+        if classifier is not None and labels is not None and guidance > 0 and says_something:
+            gradient = partial(_gradient, classifier, t, labels, guidance)
+        z = steps.step(number, z, partial(_output, denoiser, t), gradient, step_noise)
     return z
+
+
+def _output(denoiser: DenoiserFn, t: Tensor, z: Tensor) -> Tensor:
+    return denoiser(z, t)
+
+
+def _gradient(classifier: LatentClassifierFn, t: Tensor, labels: Tensor, guidance: float, z: Tensor) -> Tensor:
+    return guidance * classifier_gradient(classifier, z, t, labels)

@@ -1,14 +1,20 @@
 """Noise schedules and solvers are diffusers'; this is where a config becomes one."""
 
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdtrain.config.training import NoiseScheduleConfig, Prediction
 from hdtrain.errors import ConfigError
+
+Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
 
 class NoiseSchedule:
@@ -25,18 +31,39 @@ class NoiseSchedule:
         of training must come first. The final step goes to ᾱ_0.
         """
         return DDIMScheduler(
-            num_train_timesteps=self.num_timesteps,
-            beta_start=self.config.beta_start,
-            beta_end=self.config.beta_end,
-            beta_schedule=self.config.kind,
+            **self._betas(prediction),
             clip_sample=clip_latents is not None,
             clip_sample_range=clip_latents or 1.0,
             set_alpha_to_one=False,
             steps_offset=1,
-            prediction_type=prediction,
-            rescale_betas_zero_snr=self.config.zero_terminal_snr,
-            timestep_spacing="trailing" if self.config.zero_terminal_snr else "leading",
+            timestep_spacing=self._spacing,
         )
+
+    def ddpm(self, steps: int) -> DDPMScheduler:
+        """DDPM on `ddim`'s timesteps, or on all T of them: 0 … T−1. The last step goes to ᾱ = 1."""
+        offset = int(steps < self.num_timesteps)
+        return DDPMScheduler(**self._betas("epsilon"), steps_offset=offset, timestep_spacing=self._spacing)
+
+    def multistep(
+        self, kind: Literal["dpm-solver++", "unipc"], order: int
+    ) -> DPMSolverMultistepScheduler | UniPCMultistepScheduler:
+        """DPM-Solver++ or UniPC, given ẑ_0; timesteps are spread evenly from T − 1 on, the last step goes to ᾱ = 1."""
+        scheduler = DPMSolverMultistepScheduler if kind == "dpm-solver++" else UniPCMultistepScheduler
+        return scheduler(**self._betas("sample"), solver_order=order, timestep_spacing="linspace")
+
+    def _betas(self, prediction: Prediction) -> dict[str, Any]:
+        return {
+            "num_train_timesteps": self.num_timesteps,
+            "beta_start": self.config.beta_start,
+            "beta_end": self.config.beta_end,
+            "beta_schedule": self.config.kind,
+            "rescale_betas_zero_snr": self.config.zero_terminal_snr,
+            "prediction_type": prediction,
+        }
+
+    @property
+    def _spacing(self) -> Literal["leading", "trailing"]:
+        return "trailing" if self.config.zero_terminal_snr else "leading"
 
     @cached_property
     def alphas_cumprod(self) -> Float[Tensor, " t"]:
@@ -56,19 +83,25 @@ class NoiseSchedule:
         return alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
 
 
-def timesteps_of(scheduler: DDIMScheduler, steps: int) -> list[int]:
+def timesteps_of(scheduler: Scheduler, steps: int) -> list[int]:
     """The timesteps of a solver with `steps` steps, largest first.
 
     Raises:
-        ConfigError: `steps` does not divide the number of training timesteps into equal parts, of at least two where
-            the first timestep is 1.
+        ConfigError: for DDIM and DDPM, `steps` does not divide the number of training timesteps into equal parts (of at
+            least two where DDIM's first timestep is 1); for the others, there are not so many timesteps.
     """
-    total = scheduler.config["num_train_timesteps"]  # type: ignore[index]
-    trailing = scheduler.config["timestep_spacing"] == "trailing"  # type: ignore[index]
-    fitting = [s for s in range(1, total + trailing) if total % s == 0]
-    if steps not in fitting:
-        nearest = sorted(fitting, key=lambda s: abs(s - steps))[:4]
-        problem = f"solver.steps: must divide {total} timesteps evenly, got {steps}; near it: {sorted(nearest)}"
-        raise ConfigError("solver", [problem])
+    config: Any = scheduler.config
+    total = config["num_train_timesteps"]
+    if isinstance(scheduler, DDIMScheduler | DDPMScheduler):
+        every = isinstance(scheduler, DDPMScheduler) or config["timestep_spacing"] == "trailing"
+        fitting = [s for s in range(1, total + every) if total % s == 0]
+        if steps not in fitting:
+            nearest = sorted(fitting, key=lambda s: abs(s - steps))[:4]
+            problem = f"solver.steps: must divide {total} timesteps evenly, got {steps}; near it: {sorted(nearest)}"
+            raise ConfigError("solver", [problem])
+    elif steps >= total:
+        raise ConfigError(
+            "solver", [f"solver.steps: must be less than the {total} timesteps, got {steps}; 20 to 50 do"]
+        )
     scheduler.set_timesteps(steps)
     return [int(t) for t in torch.as_tensor(scheduler.timesteps)]

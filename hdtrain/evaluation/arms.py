@@ -10,12 +10,22 @@ from jaxtyping import Float32, Int64
 from hdtrain.config.synthesis import EvaluateConfig
 from hdtrain.distributed.collectives import device
 from hdtrain.evaluation import colour_histogram
-from hdtrain.evaluation.downstream import CLASS_METRICS, METRICS, accuracy, confusion_matrix
+from hdtrain.evaluation.downstream import (
+    CALIBRATION_BINS,
+    CLASS_METRICS,
+    METRICS,
+    accuracy,
+    calibration_error,
+    confusion_matrix,
+)
 from hdtrain.evaluation.inputs import Dataset, Inputs
 from hdtrain.evaluation.statistics import ArmBootstrap, Scorer, SplitBootstrap, interval_of, two_sided_p
 from hdtrain.features.parts import Arrays, Parts, classify_shard, shard_units
 from hdtrain.formats.results import ArmResult, Metric
 from hdtrain.models.classifier import load_classifier
+
+AUGMENTATION = "augment"
+"""An arm whose name holds this word is a control with conventional augmentation."""
 
 
 @dataclass(frozen=True)
@@ -50,34 +60,64 @@ def predict_arms(config: EvaluateConfig, inputs: Inputs, parts: Parts) -> dict[s
 def score_arms(
     config: EvaluateConfig, inputs: Inputs, predictions: Mapping[str, ArmPredictions], bootstrap: SplitBootstrap
 ) -> dict[str, ArmResult]:
-    """Figures with intervals, and each arm's gain over the baseline and over other arms of real images only."""
-    resampled = {name: ArmBootstrap(bootstrap, arm.classes, name) for name, arm in predictions.items()}
-    controls = [name for name, arm in config.arms.items() if arm.synthetic is None and name != config.baseline]
+    """Figures with intervals, and each arm's paired gain over the arms that it is held against."""
+    scored = {
+        name: _Scored(bootstrap, ArmBootstrap(bootstrap, arm.classes, name), _confusions(arm, bootstrap), arm.seeds)
+        for name, arm in predictions.items()
+    }
+    infos = {name: manifest.info for name, (_, manifest) in inputs.classifiers.items()}
+    ratios = {name: round(info["num_synthetic"] / max(1, info["num_real"]), 2) for name, info in infos.items()}
     results = {}
     for name, arm in predictions.items():
-        matrices = _confusions(arm, bootstrap)
-        scored = _Scored(bootstrap, resampled[name], matrices, arm.seeds)
-        metrics = {metric: scored.metric(scorer) for metric, scorer in METRICS.items()}
-        p_value = None
-        for other in [config.baseline, *controls]:
-            if name == other or (other in controls and name == config.baseline):
-                continue
+        ours = scored[name]
+        metrics = {metric: ours.metric(scorer) for metric, scorer in METRICS.items()}
+        metrics["calibration_error"] = _calibration(arm, bootstrap)
+        p_values = {}
+        for other in references_of(name, config, ratios):
             key = "accuracy_gain" if other == config.baseline else f"accuracy_gain_over_{other}"
-            theirs = _Scored(bootstrap, resampled[other], _confusions(predictions[other], bootstrap), arm.seeds)
-            metrics[key], p = _gain(scored, theirs)
-            p_value = p if other == config.baseline else p_value
-        info = inputs.classifiers[name][1].info
+            metrics[key], p_values[other] = _gain(ours, scored[other])
+        info = infos[name]
         results[name] = ArmResult(
             description=config.arms[name].description,
+            series=config.arms[name].series,
             num_real=info["num_real"],
             num_synthetic=info["num_synthetic"],
             steps=info["steps"],
             metrics=metrics,
-            per_class=_per_class(scored, inputs.classes),
-            confusion=matrices.sum(axis=0).tolist(),
-            p_value=p_value,
+            per_class=_per_class(ours, inputs.classes),
+            confusion=ours.matrices.sum(axis=0).tolist(),
+            p_value=p_values.pop(config.baseline, None),
+            p_values=p_values,
         )
     return results
+
+
+def references_of(name: str, config: EvaluateConfig, ratios: Mapping[str, float]) -> list[str]:
+    """The arms that an arm's gain is measured over, in the config's order; the baseline is held against none.
+
+    The baseline, every other arm of real images only, for an arm with synthetic images every arm whose name holds
+    "augment", and the arms of other series with the same ratio of synthetic to real images (the ablations).
+    """
+    if name == config.baseline:
+        return []
+    synthetic = ratios[name] > 0
+
+    def belongs(other: str) -> bool:
+        augments = synthetic and AUGMENTATION in other.lower()
+        same_ratio = synthetic and ratios[other] == ratios[name]
+        counterpart = same_ratio and config.arms[other].series != config.arms[name].series
+        return other == config.baseline or config.arms[other].synthetic is None or augments or counterpart
+
+    return [other for other in config.arms if other != name and belongs(other)]
+
+
+def _calibration(arm: ArmPredictions, bootstrap: SplitBootstrap) -> Metric:
+    errors = [calibration_error(bootstrap.labels, arm.probabilities[:, s]) for s in range(len(arm.seeds))]
+    method = (
+        f"expected calibration error, {CALIBRATION_BINS} equal bins, mean over seeds ({min(errors):.3f} to "
+        f"{max(errors):.3f}); biased upwards on few images, so no interval"
+    )
+    return Metric(value=float(np.mean(errors)), n=len(bootstrap.labels), seeds=arm.seeds, method=method)
 
 
 @dataclass(frozen=True)

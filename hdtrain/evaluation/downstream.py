@@ -1,4 +1,4 @@
-"""Figures of a classifier, all of them functions of its confusion matrix, vectorised over leading axes.
+"""Figures of a classifier: functions of its confusion matrix, vectorised over leading axes, and its calibration.
 
 A class that occurs neither among the true nor among the predicted labels does not count in a macro average.
 """
@@ -6,7 +6,7 @@ A class that occurs neither among the true nor among the predicted labels does n
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 
 Confusion = np.ndarray
 """(…, k, k): rows are true classes, columns predicted ones."""
@@ -80,5 +80,23 @@ METRICS: dict[str, Callable[[Confusion], np.ndarray]] = {
 }
 """Each maps (…, k, k) to (…)."""
 
-CLASS_METRICS: dict[str, Callable[[Confusion], np.ndarray]] = {"sensitivity": class_sensitivity, "f1": class_f1}
+CLASS_METRICS: dict[str, Callable[[Confusion], np.ndarray]] = {
+    "sensitivity": class_sensitivity,
+    "specificity": class_specificity,
+    "f1": class_f1,
+}
 """Each maps (…, k, k) to (…, k)."""
+
+CALIBRATION_BINS = 15
+
+
+def calibration_error(labels: Int64[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n k"]) -> float:
+    """Expected calibration error: |accuracy − confidence| over equal bins of the top class's confidence, weighted.
+
+    Guo et al. 2017.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))

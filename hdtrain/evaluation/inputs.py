@@ -1,7 +1,7 @@
 """What is scored against what: checked before anything is computed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from hdtrain.data.images import UNLABELLED
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.colour_histogram import BINS, colour_histograms
 from hdtrain.features.parts import Arrays, Parts, shard_units
-from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.results import CANDIDATES, YARDSTICK
+from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardReader
 
 Dataset = tuple[Path, Manifest]
@@ -37,7 +38,8 @@ class Inputs:
         """Check the parents against each other.
 
         Raises:
-            ManifestError: classes differ, a classifier takes latents, or the test split is the training set.
+            ManifestError: classes differ, a classifier takes latents, the judge has seen synthetic images, or the test
+                split is the training set.
         """
 
         def dataset(path: Path) -> Dataset:
@@ -57,9 +59,38 @@ class Inputs:
                 raise ManifestError(
                     f"{path}: a classifier of latents cannot be scored on images; use kind image or timm"
                 )
+        for path, manifest in judges.values():
+            if manifest.info.get("num_synthetic", 0) > 0:
+                raise ManifestError(
+                    f"judge {path} was trained on {manifest.info['num_synthetic']} synthetic images; "
+                    "a judge must have seen real ones alone"
+                )
         if train[1].identity == test[1].identity:
             raise ManifestError(f"{test[0]}: the test split holds the same images as the training set {train[0]}")
         return cls(classes, train, test, {**image_sets, YARDSTICK: test}, classifiers)
+
+
+def judge_warnings(config: EvaluateConfig, inputs: Inputs, manifests: Mapping[Path, Manifest]) -> list[str]:
+    """A warning where the judge had a part in making the images that it judges (it is ϕ, or φ of D′)."""
+    if config.judge is None:
+        return []
+    identity = manifests[config.judge].identity
+    made = [
+        name
+        for name, dataset in inputs.image_sets.items()
+        if name != YARDSTICK and identity in {entry for _, entry in ancestors(*dataset)}
+    ]
+    agreement = "agreement with it proves little; train another one"
+    return [f"the judge had a part in making the images of {', '.join(made)}: {agreement}"] if made else []
+
+
+def ancestors(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
+    """(directory, identity) of everything that an artefact was made from, as far as it is still published."""
+    for entry in manifest.parents.values():
+        parent = (directory / entry.path).resolve()
+        yield parent, entry.identity
+        if RunDir(parent).manifest.exists():
+            yield from ancestors(parent, read_manifest(parent))
 
 
 def _prefixed(datasets: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -1,48 +1,111 @@
-"""Is a synthetic image a copy? Its distance to the nearest training image against those between training images."""
+"""Is a synthetic image a copy? How near it is to one training image, held against what real images show.
+
+Near means: compared with the next nearest ones (after Carlini et al. 2023, arXiv 2301.13188). The plain distance
+says little: smooth images lie near each other by nature, textured ones far from everything, their own blurred copy too.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from hdtrain.features.neighbours import l2_normalise, nearest
+from hdtrain.evaluation.pixels import nearest_pixels
+from hdtrain.features.neighbours import BLOCK, l2_normalise, squared_distances
+from hdtrain.features.parts import Arrays
 
 QUANTILE = 0.01
+"""Share of real images that both spaces together may flag; each gets half of it."""
+NEIGHBOURS = 20
+"""Next nearest training images that a distance is divided by the mean distance of."""
+MIN_REFERENCE = 20
+"""Training images below which such a quantile means nothing."""
+SPACES = ("features", "pixels")
+UNITS = {"features": "Euclidean, between unit feature vectors", "pixels": "root mean square of 0..255"}
+
+
+def num_neighbours(num_training: int) -> int:
+    """How many neighbours are looked at: the nearest, and 20 more or half of the training images if that is less."""
+    return 1 + max(1, min(NEIGHBOURS, (num_training - 1) // 2))
+
+
+def relative_distance(distances: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """Nearest over the mean of the next nearest, 0..1; 1 where that is 0, since no one image was copied then."""
+    following = distances[:, 1:].mean(axis=1)
+    return np.divide(distances[:, 0], following, out=np.ones(len(distances)), where=following > 0)
+
+
+def nearest_features(
+    queries: Float[np.ndarray, "n d"],
+    references: Float[np.ndarray, "m d"],
+    k: int,
+    leave_out: Int64[np.ndarray, " n"] | None = None,
+) -> tuple[Float[np.ndarray, "n k"], Int64[np.ndarray, " n"]]:
+    """Ascending distances to the k nearest references between unit vectors, and the nearest one's row; blockwise."""
+    queries, references = l2_normalise(queries), l2_normalise(references)
+    distances, rows = np.empty((len(queries), k)), np.empty(len(queries), np.int64)
+    for first in range(0, len(queries), BLOCK):
+        part = slice(first, first + BLOCK)
+        squared = squared_distances(queries[part], references)
+        if leave_out is not None:
+            squared[np.arange(len(squared)), leave_out[part]] = np.inf
+        rows[part] = squared.argmin(axis=1)
+        distances[part] = np.sqrt(np.sort(np.partition(squared, k - 1, axis=1)[:, :k], axis=1))
+    return distances, rows
+
+
+def nearest_training_images(queries: Arrays, train: Arrays, first_row: int | None = None) -> Arrays:
+    """Per space: `_distance`, `_relative` and `_row` of the nearest training image; `symmetry` of the pixels.
+
+    Args:
+        queries: `features` and `pixels` of some images.
+        train: the same of the training images, two or more.
+        first_row: the queries are training images themselves, from this row on; each leaves itself out.
+    """
+    n, k = len(queries["features"]), num_neighbours(len(train["features"]))
+    own = None if first_row is None else np.arange(first_row, first_row + n)
+    distances, rows = nearest_features(queries["features"], train["features"], k, own)
+    pixels = nearest_pixels(queries["pixels"], train["pixels"], k, own)
+    return {
+        "features_distance": distances[:, 0],
+        "features_relative": relative_distance(distances),
+        "features_row": rows,
+        "pixels_distance": pixels.distance[:, 0],
+        "pixels_relative": relative_distance(pixels.distance),
+        "pixels_row": pixels.row,
+        "symmetry": pixels.symmetry,
+    }
 
 
 @dataclass(frozen=True)
-class Memorisation:
-    """One row a synthetic image; distances are Euclidean, between unit feature vectors."""
+class Thresholds:
+    """What counts as memorised, by space."""
 
-    distance: Float[np.ndarray, " n"]
-    nearest_real: Int64[np.ndarray, " n"]
-    threshold: float
+    relative: dict[str, float]
 
-    @property
-    def memorised(self) -> Bool[np.ndarray, " n"]:
-        """Nearer to a training image than 99 % of the training images are to their nearest other one."""
-        return self.distance < self.threshold
+    @classmethod
+    def of(cls, train: Arrays) -> "Thresholds":
+        """The 0.5 % quantiles of the training images' own relative distances."""
+        share = QUANTILE / len(SPACES)
+        return cls({space: float(np.quantile(train[f"{space}_relative"], share)) for space in SPACES})
 
+    def flags(self, table: Arrays, space: str) -> Bool[np.ndarray, " n"]:
+        """Relatively nearer to one training image than 99.5 % of the training images are to another one."""
+        return np.asarray(table[f"{space}_relative"] < self.relative[space])
 
-def real_threshold(real: Float[np.ndarray, "m d"]) -> float:
-    """The 1 % quantile of the training images' distances to their nearest other training image (m ≥ 2)."""
-    unit = l2_normalise(real)
-    return float(np.quantile(nearest(unit, unit, same=True)[0], QUANTILE))
-
-
-def memorisation(synthetic: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"], threshold: float) -> Memorisation:
-    """Compare raw features of synthetic images with those of the training images."""
-    distance, row = nearest(l2_normalise(synthetic), l2_normalise(real))
-    return Memorisation(distance, row, threshold)
+    def either(self, table: Arrays) -> Bool[np.ndarray, " n"]:
+        """Flagged in one space or the other."""
+        return self.flags(table, "features") | self.flags(table, "pixels")
 
 
-def nearest_pairs(result: Memorisation, labels: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " m"]:
-    """Rows of about `count` nearest synthetic images, evenly over the classes, nearest first."""
+def nearest_pairs(
+    relative: Float[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], count: int
+) -> Int64[np.ndarray, " m"]:
+    """Rows of about `count` relatively nearest synthetic images, evenly over the classes, nearest first."""
     classes = np.unique(labels)
     per_class = -(-count // max(len(classes), 1))
     rows = []
     for label in classes:
         own = np.flatnonzero(labels == label)
-        rows.append(own[np.argsort(result.distance[own], kind="stable")[:per_class]])
+        rows.append(own[np.argsort(relative[own], kind="stable")[:per_class]])
     chosen = np.concatenate([np.empty(0, np.int64), *rows])
-    return chosen[np.argsort(result.distance[chosen], kind="stable")]
+    return chosen[np.argsort(relative[chosen], kind="stable")]

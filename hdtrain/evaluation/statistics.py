@@ -35,7 +35,9 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     share, shrink = successes / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == n else float(centre + half)
+    return max(0.0, low), min(1.0, high)
 
 
 def share_metric(hits: np.ndarray, method: str) -> Metric:

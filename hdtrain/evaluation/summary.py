@@ -26,7 +26,15 @@ def format_table(results: Results) -> str:
         f"{'colour histogram':<{width}}  {_shown(colours['accuracy']):<22} {_shown(colours['macro_f1'])}".rstrip()
     )
     encoder = results.encoder["name"]
-    columns = [f"FD-{encoder}", f"KID-{encoder}", "precision", "recall", "label_agreement", "memorised_share"]
+    columns = [
+        f"FD-{encoder}",
+        f"KID-{encoder}",
+        "precision",
+        "recall",
+        "label_agreement",
+        "memorised_share",
+        "colour_ks",
+    ]
     widths = [max(len(column), 8) for column in columns]
     lines.append(
         f"\n{'images':<{width}}  {'n':>6} " + " ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))

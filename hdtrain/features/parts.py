@@ -109,7 +109,9 @@ def embed_shard(reader: ShardReader, encoder: Encoder, batch_size: int, resoluti
 
 @torch.no_grad()
 def classify_shard(reader: ShardReader, classifiers: Sequence[Classifier], batch_size: int) -> Arrays:
-    """`probabilities` float32 (n, len(classifiers), classes): softmax at the classifiers' own resolution.
+    """`probabilities` float32 (n, len(classifiers), classes): softmax(logits / T) at the classifiers' own resolution.
+
+    T is the temperature with which a classifier was calibrated, 1 where it was not.
 
     Raises:
         DataError: as `embed_shard`.
@@ -121,7 +123,8 @@ def classify_shard(reader: ShardReader, classifiers: Sequence[Classifier], batch
         x = to_device(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         keys += batch.keys
         labels.append(batch.labels)
-        probabilities.append(torch.stack([model(x).float().softmax(1) for model in classifiers], 1).cpu().numpy())
+        logits = [model(x).float() / float(getattr(model, "temperature", 1.0)) for model in classifiers]
+        probabilities.append(torch.stack([each.softmax(1) for each in logits], 1).cpu().numpy())
     shape = (0, len(classifiers), len(first.classes))
     return {
         "keys": np.array(keys, str),

@@ -105,13 +105,17 @@ def check_files(folder: Path, meta: dict[str, Any]) -> None:
             )
 
 
-def prune(root: Path, keep: int, keep_best: int = 0) -> None:
-    """Remove all but the newest `keep` checkpoints and the `keep_best` with the lowest `validation` in their meta."""
+def prune(root: Path, keep: int, keep_best: int = 0, spared: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and the `keep_best` with the lowest `validation` in their meta.
+
+    The one of step `spared` stays too.
+    """
     found = complete(root)
     scores = {path: read_meta(path).get("validation") for path in found}
     scored = {path: score for path, score in scores.items() if score is not None and math.isfinite(score)}
     best = sorted(scored, key=lambda path: (scored[path], path))[:keep_best]
     if best:
         write_bytes(root / "best", best[0].name.encode())
-    for path in set(found) - set(found[-keep:]) - set(best):
+    kept = {*found[-keep:], *best, *([] if spared is None else [root / f"step-{spared:08d}"])}
+    for path in set(found) - kept:
         _remove(path, _temporary(path))

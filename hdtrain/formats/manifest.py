@@ -143,6 +143,7 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
         "latents": "encode",
         "denoiser": "train-ldm",
         "classifier": "train-classifier",
+        "sweep": "sweep-guidance",
         "selection": "select",
         "evaluation": "evaluate",
     }

@@ -5,7 +5,7 @@ The report reads figures from here and from nowhere else.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,11 +13,13 @@ from hdtrain.config.base import Config
 from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import write_json
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 CANDIDATES = "candidates"
 """Name of the image set that is the whole pool before selection."""
 YARDSTICK = "real test images"
 """Name of the image set that shows what the image metrics say about images that are beyond doubt."""
+TRAINING = "real training images"
+"""Name of the reference among the colour statistics."""
 
 
 class Metric(Config):
@@ -34,18 +36,23 @@ class ArmResult(Config):
     """One row of the table."""
 
     description: str = ""
+    series: str = ""
+    """Arms of one series differ in the ratio of synthetic to real images alone."""
     num_real: int
     num_synthetic: int
     steps: int
     """Optimizer steps of one training run; equal in every arm."""
     metrics: dict[str, Metric]
-    """accuracy, macro_f1, weighted_f1, macro_sensitivity, weighted_sensitivity, specificity, accuracy_gain …"""
+    """accuracy, macro_f1, weighted_f1, macro_sensitivity, weighted_sensitivity, specificity, calibration_error,
+    accuracy_gain (over the baseline), accuracy_gain_over_ARM (over another arm that it should be held against)."""
     per_class: dict[str, dict[str, Metric]] = Field(default_factory=dict)
-    """Class name to metric (sensitivity, f1)."""
+    """Class name to metric (sensitivity, specificity, f1)."""
     confusion: list[list[int]]
     """Rows are true classes, columns predicted ones, summed over seeds."""
     p_value: float | None = None
     """Of the gain in accuracy over the baseline, paired bootstrap, two-sided."""
+    p_values: dict[str, float] = Field(default_factory=dict)
+    """The same of the gain over each other arm in `metrics`, by that arm's name."""
 
 
 class ImageSetResult(Config):
@@ -54,19 +61,68 @@ class ImageSetResult(Config):
     num_images: int
     num_reference: int
     metrics: dict[str, Metric]
-    """FD-ENCODER, KID-ENCODER, precision, recall, label_agreement, memorised_share …"""
+    """FD-ENCODER, FDpcaN-ENCODER, KID-ENCODER, precision, recall, label_agreement, colour_ks, memorised_share (in
+    features or in pixels), memorised_share_features, memorised_share_pixels …"""
     per_class: dict[str, dict[str, Metric]] = Field(default_factory=dict)
 
 
 class NearestPair(Config):
-    """A synthetic image and its nearest real training image in feature space."""
+    """A synthetic image and its nearest real training image in one space."""
 
     synthetic: str
     real: str
     label: str
+    space: Literal["features", "pixels"] = "features"
     distance: float
+    """Features: Euclidean, between unit vectors; pixels: root mean square of 0..255."""
+    relative: float = 1.0
+    """Over the mean distance to the next nearest training images; a copy is near 0."""
     memorised: bool
-    """Nearer than the real-to-real distances' 1 % quantile."""
+    """Relatively nearer than the training images' own 0.5 % quantile."""
+    quarter_turns: int = 0
+    """Pixels: the real image turned so far counter-clockwise, then …"""
+    mirrored: bool = False
+    """… mirrored left to right lies best on the synthetic one."""
+
+
+class NearestDistances(Config):
+    """Relative distances to the nearest training image in one space, as the quantiles 0, 1, …, 100 %."""
+
+    threshold: float
+    real_to_real: list[float]
+    """Of the training images to their nearest other one."""
+    sets: dict[str, list[float]]
+    """Of every image set."""
+
+
+class ColourStatistic(Config):
+    """One statistic of the images of one set (and class): OD or stain concentration, mean or sd over an image."""
+
+    n: int
+    mean: float
+    sd: float
+    """Over the images."""
+    quantiles: list[float]
+    """5, 25, 50, 75 and 95 %."""
+    effect_size: float | None = None
+    """Cohen's d from the real training images; None for those themselves, and where there are too few."""
+    ks: float | None = None
+    """Kolmogorov–Smirnov distance from them, 0..1."""
+
+
+class Failure(Config):
+    """A synthetic image that went wrong: the judge takes it for another class, or it lies far from its own."""
+
+    synthetic: str
+    label: str
+    """The class that was asked for."""
+    kind: Literal["judge", "far"]
+    taken_for: str
+    """The judge's most probable class; `far`: the class whose centroid is nearest."""
+    confidence: float | None = None
+    """The judge's, in `taken_for`."""
+    distance: float | None = None
+    """From the centroid of its own class."""
 
 
 class Results(Config):
@@ -80,6 +136,11 @@ class Results(Config):
     """accuracy and macro_f1 of a classifier that sees nothing but colours."""
     image_sets: dict[str, ImageSetResult]
     nearest: list[NearestPair]
+    distances: dict[str, NearestDistances] = Field(default_factory=dict)
+    """By space: features, pixels."""
+    colours: dict[str, dict[str, dict[str, ColourStatistic]]] = Field(default_factory=dict)
+    """Set (`real training images` and every image set) to class (and `all`) to statistic."""
+    failures: list[Failure] = Field(default_factory=list)
     encoder: dict[str, Any]
     """name, weights (sha256), resize, resolution."""
     reference: dict[str, Any]
@@ -104,5 +165,8 @@ def read_results(path: Path) -> Results:
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: results cannot be read: {error}") from None
     if tree.get("version") != RESULTS_VERSION:
-        raise ManifestError(f"{path}: results version {tree.get('version')}, this hdtrain reads {RESULTS_VERSION}")
+        raise ManifestError(
+            f"{path}: results version {tree.get('version')}, this hdtrain reads {RESULTS_VERSION}; "
+            "run the evaluation again"
+        )
     return Results.model_validate(tree)

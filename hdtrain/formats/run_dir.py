@@ -94,6 +94,11 @@ class RunDir:
         return self.path / "results.json"
 
     @property
+    def sweep(self) -> Path:
+        """Figures of every guidance scale, and the choice."""
+        return self.path / "sweep.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained HTML report."""
         return self.path / "report.html"

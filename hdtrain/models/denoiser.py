@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 
 from hdtrain.config.presets import DENOISERS, Denoiser
 from hdtrain.errors import ConfigError
@@ -12,16 +13,22 @@ from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
 
-def build_denoiser(preset: str, channels: int, size: int) -> UNet2DModel | UNet2DConditionModel:
+def build_denoiser(
+    preset: str, channels: int, size: int, num_classes: int | None = None
+) -> UNet2DModel | UNet2DConditionModel:
     """A fresh denoiser of one of `DENOISERS`: (z_t, t) to a prediction of the same shape.
+
+    With classes it is a function of (z_t, t, class): each class has an embedding that is added to the timestep's, and
+    one more, the last, stands for a class that is hidden. They begin as zero.
 
     Args:
         preset: its name.
         channels: of a latent; 3 for pixels.
         size: height and width of a latent, or of an image.
+        num_classes: of a class-conditional denoiser, the hidden one not counted.
 
     Raises:
-        ConfigError: the levels of the preset do not halve `size` evenly.
+        ConfigError: the levels of the preset do not halve `size` evenly, or it has a condition of another kind.
     """
     sizes = DENOISERS[preset]
     if size % sizes.size_multiple:
@@ -31,20 +38,31 @@ def build_denoiser(preset: str, channels: int, size: int) -> UNet2DModel | UNet2
             f"{sizes.size_multiple}, got {size}; choose another preset or another resolution"
         )
         raise ConfigError("denoiser", [problem])
-    return _unconditional(sizes, channels, size) if sizes.context_dim is None else _conditional(sizes, channels, size)
+    if sizes.context_dim is None:
+        return _unconditional(sizes, channels, size, num_classes)
+    if num_classes is not None:
+        problem = f"preset: '{preset}' is conditioned on embeddings, not on classes; choose another preset"
+        raise ConfigError("denoiser", [problem])
+    return _conditional(sizes, channels, size)
 
 
-def build_unconditional(preset: str, channels: int, size: int) -> UNet2DModel:
-    """`build_denoiser` for a preset without a condition."""
-    unet = build_denoiser(preset, channels, size)
+def build_unconditional(preset: str, channels: int, size: int, num_classes: int | None = None) -> UNet2DModel:
+    """`build_denoiser` for a preset without embeddings as a condition."""
+    unet = build_denoiser(preset, channels, size, num_classes)
     assert isinstance(unet, UNet2DModel), f"'{preset}' needs a condition"
     return unet
 
 
-def _unconditional(sizes: Denoiser, channels: int, size: int) -> UNet2DModel:
+def hidden_class(unet: UNet2DModel) -> int | None:
+    """The class index that says nothing of the class; None for a denoiser without classes."""
+    count: int | None = unet.config["num_class_embeds"]
+    return None if count is None else count - 1
+
+
+def _unconditional(sizes: Denoiser, channels: int, size: int, num_classes: int | None) -> UNet2DModel:
     # A level without attention resamples by residual blocks only in a class of its own.
     down, up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if sizes.adm else ("DownBlock2D", "UpBlock2D")
-    return UNet2DModel(
+    unet = UNet2DModel(
         sample_size=size,
         in_channels=channels,
         out_channels=channels,
@@ -60,7 +78,11 @@ def _unconditional(sizes: Denoiser, channels: int, size: int) -> UNet2DModel:
         resnet_time_scale_shift="scale_shift" if sizes.adm else "default",
         flip_sin_to_cos=True,
         freq_shift=0,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
     )
+    if unet.class_embedding is not None:
+        nn.init.zeros_(unet.class_embedding.weight)
+    return unet
 
 
 def _conditional(sizes: Denoiser, channels: int, size: int) -> UNet2DConditionModel:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
 
 from hdtrain.errors import CheckpointError
 from hdtrain.formats.manifest import check_files, read_manifest
@@ -20,6 +22,9 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     where a normalisation has its groups) is the published model's: its weights were trained with that. The size of
     images or latents is `fresh`'s: both models are convolutional.
 
+    A class-conditional `fresh` may start from a denoiser without classes. Its class embeddings are zero then, so it
+    begins as that denoiser, for every class.
+
     Raises:
         CheckpointError: the models differ; the first differing weights are named.
         ManifestError: a file is altered.
@@ -34,6 +39,8 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     if found_class != model.__name__:
         raise CheckpointError(f"start: {directory} is a {found_class}, and this trains a {model.__name__}")
     start: ModelT = model.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    if isinstance(start, UNet2DModel) and isinstance(fresh, UNet2DModel):
+        start = _with_classes(start, fresh.config["num_class_embeds"])
     problems = _differences(start, fresh)
     if problems:
         more = f", and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
@@ -45,6 +52,16 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     start.train()
     print(f"start: the weights of {directory}")
     return start
+
+
+def _with_classes(start: UNet2DModel, count: int | None) -> Any:
+    """`start` with class embeddings of zero, if there are to be any and it has none."""
+    if count is None or start.class_embedding is not None:
+        return start
+    model: Any = UNet2DModel.from_config({**start.config, "num_class_embeds": count})
+    zeros = torch.zeros_like(model.class_embedding.weight)
+    model.load_state_dict({**start.state_dict(), "class_embedding.weight": zeros})
+    return model
 
 
 def _differences(start: ModelMixin, fresh: ModelMixin) -> list[str]:

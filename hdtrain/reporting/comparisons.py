@@ -31,7 +31,7 @@ class Comparison:
     interval: tuple[float, float] | None
     p: float | None
     adjusted_p: float | None = None
-    """After Holm (1979), over the synthetic arms compared with the same reference."""
+    """After Holm (1979), over the pairs that were compared together."""
     outcome: Outcome = "not measured"
     paired: bool = True
     """False: derived from both arms' gains over the baseline as if they were independent, which is wide on purpose."""
@@ -73,10 +73,15 @@ def augmentation_arms(results: Results) -> list[str]:
 
 def compare(results: Results, reference: str) -> list[Comparison]:
     """Every synthetic arm against `reference`, which is the baseline or an augmentation arm."""
-    raw = [_difference(results, arm, reference) for arm in synthetic_arms(results) if arm != reference]
-    measured = [item for item in raw if item.p is not None]
-    adjusted = dict(zip((item.arm for item in measured), holm([item.p or 0.0 for item in measured]), strict=True))
-    return [_decide(item, adjusted.get(item.arm)) for item in raw]
+    return compare_pairs(results, [(arm, reference) for arm in synthetic_arms(results) if arm != reference])
+
+
+def compare_pairs(results: Results, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+    """(arm, reference) pairs, whose p-values are corrected together."""
+    raw = [_difference(results, arm, reference) for arm, reference in pairs]
+    measured = [i for i, item in enumerate(raw) if item.p is not None]
+    adjusted = dict(zip(measured, holm([raw[i].p or 0.0 for i in measured]), strict=True))
+    return [_decide(item, adjusted.get(i)) for i, item in enumerate(raw)]
 
 
 def _decide(item: Comparison, adjusted_p: float | None) -> Comparison:
@@ -93,7 +98,7 @@ def _difference(results: Results, arm: str, reference: str) -> Comparison:
     paired = GAIN if reference == results.baseline else f"{GAIN}_over_{reference}"
     if paired in ours.metrics:
         metric = ours.metrics[paired]
-        p = ours.p_value if reference == results.baseline and ours.p_value is not None else None
+        p = ours.p_value if reference == results.baseline else ours.p_values.get(reference)
         return Comparison(arm, reference, metric.value, metric.interval, _p(p, metric.value, metric.interval))
     gain = ours.metrics["accuracy"].value - theirs.metrics["accuracy"].value
     widths = [_half_width(result) for result in (ours, theirs)]

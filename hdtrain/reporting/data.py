@@ -1,6 +1,7 @@
 """Everything the report is made of, gathered from published artefacts. Figures come from `results.json` alone."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hdtrain.config.synthesis import ReportConfig
 from hdtrain.errors import ManifestError
@@ -8,6 +9,7 @@ from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.results import Results, read_results
 from hdtrain.formats.run_dir import RunDir
+from hdtrain.formats.sweep import SweepResults, read_sweep
 from hdtrain.reporting.runs import Run, follow
 
 
@@ -25,20 +27,23 @@ class ReportData:
     """By name, parents before children."""
     warnings: list[str]
     """The evaluation's own, and parents that are gone or that changed after their child was made."""
+    sweep: SweepResults | None = None
 
 
 def collect(config: ReportConfig) -> ReportData:
     """Read results and follow the graph of stages.
 
     Raises:
-        ManifestError: evaluation or selection is not published, or results.json was altered after it was.
+        ManifestError: a parent is not published, or results.json or sweep.json was altered after it was.
     """
     evaluation, selection = config.evaluation.resolve(), config.selection.resolve()
     path = RunDir(evaluation).results
     results, digest = read_results(path), sha256_file(path)
     if read_manifest(evaluation).files.get(path.name, digest) != digest:
         raise ManifestError(f"{path}: altered since the evaluation was published; run the evaluation again")
-    runs, warnings = follow([evaluation, selection])
+    sweep = _read_sweep(config.sweep.resolve()) if config.sweep else None
+    starts = [evaluation, selection, *([config.sweep.resolve()] if config.sweep else [])]
+    runs, warnings = follow(starts)
     return ReportData(
         title=config.title,
         examples_per_class=config.examples_per_class,
@@ -48,4 +53,13 @@ def collect(config: ReportConfig) -> ReportData:
         selection=runs[selection],
         runs={run.name: run for run in runs.values()},
         warnings=[*results.protocol.get("warnings", []), *warnings],
+        sweep=sweep,
     )
+
+
+def _read_sweep(directory: Path) -> SweepResults:
+    path = RunDir(directory).sweep
+    sweep = read_sweep(path)
+    if read_manifest(directory, ("sweep",)).files.get(path.name) != sha256_file(path):
+        raise ManifestError(f"{path}: altered since the sweep was published; run `hdtrain sweep-guidance` again")
+    return sweep

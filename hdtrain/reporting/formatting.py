@@ -7,6 +7,8 @@ from hdtrain.formats.results import Metric
 
 MISSING = "–"
 MINUTE_SEC, HOUR_SEC = 60, 3600
+ROUNDING = 1e-12
+"""What is nearer to 0 is an error of rounding: a bound of an interval that should be 0."""
 
 
 def figure(value: float | None) -> str:
@@ -14,7 +16,9 @@ def figure(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     size = abs(value)
-    if size == 0 or size >= 0.01:
+    if size < ROUNDING:
+        return "0.000"
+    if size >= 0.01:
         decimals = 3 if size < 10 else 2 if size < 100 else 1
         return f"{value:.{decimals}f}".replace("-", "−")
     return f"{value:.2g}".replace("-", "−", 1) if size >= 1e-4 else f"{value:.1e}".replace("-", "−")

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hdtrain.formats.manifest import Manifest, read_manifest
-from hdtrain.formats.results import NearestPair
+from hdtrain.formats.results import Failure, NearestPair
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardReader, is_complete, open_shards
 from hdtrain.reporting.runs import Run, parent_directories
@@ -53,16 +53,32 @@ class ShownPair:
     pair: NearestPair
     synthetic: Thumbnail
     real: Thumbnail
+    """Turned as the pair says."""
 
 
-def thumbnail(key: str, data: bytes | memoryview | None, note: str = "") -> Thumbnail:
-    """Decode an image (any format PIL reads) and encode it small: PNG where it is small itself, JPEG otherwise."""
+@dataclass(frozen=True)
+class ShownFailure:
+    """A synthetic image that went wrong."""
+
+    failure: Failure
+    image: Thumbnail
+
+
+def thumbnail(
+    key: str, data: bytes | memoryview | None, note: str = "", quarter_turns: int = 0, mirrored: bool = False
+) -> Thumbnail:
+    """Decode an image (any format PIL reads) and encode it small: PNG where it is small itself, JPEG otherwise.
+
+    It is turned counter-clockwise by quarters first, then mirrored left to right.
+    """
     if data is None:
         return Thumbnail(key, None, "not found")
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB")
     except (UnidentifiedImageError, OSError):
         return Thumbnail(key, None, "cannot be decoded")
+    image = image.rotate(90 * quarter_turns, expand=True)
+    image = ImageOps.mirror(image) if mirrored else image
     small = max(image.size) <= SMALL_PX
     if small:
         image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
@@ -103,10 +119,10 @@ class ImageSet:
                     grouped.setdefault(manifest.classes[label], []).append(key)
         return grouped
 
-    def show(self, key: str, note: str = "") -> Thumbnail:
-        """The image of `key`, small."""
+    def show(self, key: str, note: str = "", quarter_turns: int = 0, mirrored: bool = False) -> Thumbnail:
+        """The image of `key`, small, turned as `thumbnail` does it."""
         place = self.places.get(key)
-        return thumbnail(key, place[0].image(place[1]) if place else None, note)
+        return thumbnail(key, place[0].image(place[1]) if place else None, note, quarter_turns, mirrored)
 
     def draw(self, title: str, name: str, num_images: int) -> GalleryRow:
         """`num_images` of class `name`, drawn by a fixed seed: nobody picked them."""
@@ -154,11 +170,30 @@ def _rejected(index: Path) -> dict[str, list[tuple[str, str]]]:
     return grouped
 
 
-def nearest_pairs(evaluation: Run, pairs: list[NearestPair]) -> list[ShownPair]:
-    """The closest pairs of all, at most `NEAREST_SHOWN`."""
+def nearest_pairs(evaluation: Run, pairs: list[NearestPair]) -> dict[str, list[ShownPair]]:
+    """By space the closest pairs of all, relatively, at most `NEAREST_SHOWN`."""
+    real, synthetic = _scored_images(evaluation)
+    shown: dict[str, list[ShownPair]] = {}
+    for pair in sorted(pairs, key=lambda pair: (pair.space, pair.relative, pair.distance, pair.synthetic)):
+        found = shown.setdefault(pair.space, [])
+        if len(found) < NEAREST_SHOWN:
+            turned = real.show(pair.real, quarter_turns=pair.quarter_turns, mirrored=pair.mirrored)
+            found.append(ShownPair(pair, synthetic.show(pair.synthetic), turned))
+    return shown
+
+
+def failure_gallery(evaluation: Run, failures: list[Failure]) -> dict[str, list[ShownFailure]]:
+    """By kind, in the file's order: what the judge takes for another class, and what lies far from its own."""
+    synthetic = _scored_images(evaluation)[1]
+    shown: dict[str, list[ShownFailure]] = {}
+    for failure in failures:
+        shown.setdefault(failure.kind, []).append(ShownFailure(failure, synthetic.show(failure.synthetic)))
+    return shown
+
+
+def _scored_images(evaluation: Run) -> tuple[ImageSet, ImageSet]:
+    """The training images, and every set of synthetic ones."""
     assert evaluation.manifest
     parents = parent_directories(evaluation.directory, evaluation.manifest)
-    real = ImageSet([parents["train"]] if "train" in parents else [])
-    synthetic = ImageSet(path for key, path in parents.items() if key == "candidates" or key.endswith(".synthetic"))
-    closest = sorted(pairs, key=lambda pair: (pair.distance, pair.synthetic))[:NEAREST_SHOWN]
-    return [ShownPair(pair, synthetic.show(pair.synthetic), real.show(pair.real)) for pair in closest]
+    synthetic = (path for key, path in parents.items() if key == "candidates" or key.endswith(".synthetic"))
+    return ImageSet([parents["train"]] if "train" in parents else []), ImageSet(synthetic)

@@ -14,7 +14,7 @@ from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.reporting.runs import Run, follow, parent_directories
 
 MAX_STEPS = 200
-TAGS = ("hdtrain", "diffusion", "unconditional-image-generation")
+TAGS = ("hdtrain", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ def model_card(
     )
     environment.filters["cell"] = _cell
     return environment.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(config, decoder is not None),
+        front_matter=_front_matter(config, decoder is not None, bool(denoiser.classes)),
         title=_line(config.title),
         latent=decoder is not None,
+        classes=[_line(name) for name in denoiser.classes or []],
         resolution=(decoder or denoiser).info["resolution"],
         steps=_steps(denoiser.info["schedule"]["num_train_timesteps"]),
         facts=list(_facts(denoiser, decoder)),
@@ -75,8 +76,9 @@ def model_card(
     )
 
 
-def _front_matter(config: ExportConfig, latent: bool) -> str:
-    tags = [*TAGS, "latent-diffusion"] if latent else [*TAGS]
+def _front_matter(config: ExportConfig, latent: bool, conditional: bool) -> str:
+    task = "class-conditional-image-generation" if conditional else "unconditional-image-generation"
+    tags = [*TAGS, task, *(["latent-diffusion"] if latent else [])]
     fields: dict[str, Any] = {
         "license": config.license,
         **({"license_name": "see-model-card"} if config.license == "other" else {}),
@@ -99,6 +101,9 @@ def _facts(denoiser: Manifest, decoder: Manifest | None) -> Iterator[tuple[str, 
     yield "resolution", f"{(decoder or denoiser).info['resolution']} px"
     yield from _given(info, {"images_seen": "images seen by the denoiser", "protocol": "protocol", "loss": "loss"})
     yield from _given(info, {"min_snr_gamma": "γ of min-SNR"})
+    if denoiser.classes:
+        yield "classes", ", ".join(f"{label} {name}" for label, name in enumerate(denoiser.classes))
+        yield "classes hidden in training", f"{info['label_dropout']:.0%}"
     yield from _given(info, {"ema_decay": "EMA decay", "ema_std": "EMA length (relative width)"})
     yield "prediction", info["prediction"]
     yield (

@@ -11,10 +11,14 @@ from hdtrain.reporting import formatting, trust
 from hdtrain.reporting.comparisons import ALPHA, augmentation_arms
 from hdtrain.reporting.data import ReportData
 from hdtrain.reporting.graph import Box, draw
-from hdtrain.reporting.images import DRAW_SEED, gallery, nearest_pairs
-from hdtrain.reporting.plots import accuracy_plot, curves_plot
+from hdtrain.reporting.images import DRAW_SEED, failure_gallery, gallery, nearest_pairs
+from hdtrain.reporting.plots import accuracy_plot, curves_plot, ratio_plot
+from hdtrain.reporting.protocols import protocol_rows, protocol_sentence
 from hdtrain.reporting.published import PUBLISHED, SOURCE
 from hdtrain.reporting.runs import Run
+from hdtrain.reporting.series import arms_by_series, has_series, ratio_of
+from hdtrain.reporting.sweep import sampled_scales, sweep_plot
+from hdtrain.reporting.trust_plots import ALL, colour_plot, distance_plot
 from hdtrain.reporting.verdict import decide
 
 OTHER_ARM_METRICS = {
@@ -27,6 +31,7 @@ IMAGE_METRICS = (
     "FD-",
     "FID",
     "FDinf",
+    "FDpca",
     "KID",
     "precision",
     "recall",
@@ -34,12 +39,15 @@ IMAGE_METRICS = (
     "coverage",
     "label_agreement",
     "memorised_share",
+    "colour_ks",
 )
 """Order of the columns, by prefix; other metrics follow in the file's order."""
+MEMORISED_BY_SPACE = {"memorised_share_features": "in features", "memorised_share_pixels": "in pixels"}
+"""Columns of the section on nearest images, not of the table of sets."""
 GROUPS = {
     "data": ("shard", "verify", "encode"),
     "training": ("train-vae", "train-ldm", "train-classifier", "adapt-decoder"),
-    "synthesis": ("sample", "select"),
+    "synthesis": ("sweep-guidance", "sample", "select"),
     "answer": ("evaluate",),
 }
 GROUP_PREFIX = "stage-group-"
@@ -60,7 +68,8 @@ def render(data: ReportData) -> str:
     }
     environment.filters["label"] = lambda name: name.replace("_", " ")
     environment.globals["trust_rules"] = trust
-    results = data.results
+    environment.globals["ratio_of"] = ratio_of
+    results, protocols = data.results, protocol_rows(data.runs)
     return environment.get_template("report.html.j2").render(
         data=data,
         results=results,
@@ -68,7 +77,13 @@ def render(data: ReportData) -> str:
         alpha=ALPHA,
         other_arm_metrics=OTHER_ARM_METRICS,
         augmentation=augmentation_arms(results),
+        arms_by_series=arms_by_series(results),
         accuracy_plot=accuracy_plot(results),
+        ratio_plot=ratio_plot(results) if has_series(results) else None,
+        protocols=protocols,
+        protocol_sentence=protocol_sentence(protocols),
+        sweep_plot=sweep_plot(data.sweep) if data.sweep else None,
+        sampled_scales=sampled_scales(data.runs),
         methods=_methods(results),
         published=[[row for row in PUBLISHED if row.ablation is ablation] for ablation in (False, True)],
         published_source=SOURCE,
@@ -81,6 +96,12 @@ def render(data: ReportData) -> str:
         confusion={name: shares(arm.confusion) for name, arm in results.arms.items()},
         class_metrics=_class_metrics(results.arms),
         nearest=nearest_pairs(data.evaluation, results.nearest),
+        distance_plot=distance_plot(results),
+        memorised_columns=_memorised_columns(results),
+        colour_plot=colour_plot(results),
+        colour_groups=[ALL, *results.classes],
+        colour_statistics=_colour_statistics(results),
+        failures=failure_gallery(data.evaluation, results.failures),
         graph=_graph(data.runs),
         groups=list(GROUPS),
         group_prefix=GROUP_PREFIX,
@@ -95,11 +116,27 @@ def shares(confusion: list[list[int]]) -> list[list[tuple[int, float]]]:
 
 def image_columns(results: Results) -> list[str]:
     """Metrics of all image sets in the table's order."""
-    found = dict.fromkeys(key for image_set in results.image_sets.values() for key in _metrics_of(image_set))
+    found = dict.fromkeys(
+        key
+        for image_set in results.image_sets.values()
+        for key in _metrics_of(image_set)
+        if key not in MEMORISED_BY_SPACE
+    )
     rank = {
         key: next((i for i, p in enumerate(IMAGE_METRICS) if key.startswith(p)), len(IMAGE_METRICS)) for key in found
     }
     return sorted(found, key=rank.__getitem__)
+
+
+def _memorised_columns(results: Results) -> dict[str, str]:
+    """Metric to title, where any set was measured."""
+    columns = {"memorised_share": "flagged in either", **MEMORISED_BY_SPACE}
+    return columns if any("memorised_share" in found.metrics for found in results.image_sets.values()) else {}
+
+
+def _colour_statistics(results: Results) -> list[str]:
+    """Names of the statistics, in the file's order."""
+    return list(dict.fromkeys(key for groups in results.colours.values() for found in groups.values() for key in found))
 
 
 def _metrics_of(image_set: ImageSetResult) -> list[str]:

@@ -14,13 +14,17 @@ from hdtrain.formats.provenance import read_run_json
 from hdtrain.formats.run_dir import RunDir
 
 HIGHLIGHTS = (
-    "preset", "model.kind", "model.preset", "model.name", "model.augmented_copies", "reader.resolution",
+    "protocol", "preset", "model.kind", "model.preset", "model.name", "model.augmented_copies", "reader.resolution",
     "duration.images", "batch.global_batch_size", "optim.lr", "engine.precision", "perceptual.kind",
-    "classifier_weight", "guidance", "solver.steps", "per_class", "sample.mode", "sample.per_class",
+    "classifier_weight", "guidance", "guidances", "choice", "solver.kind",
+    "solver.steps", "per_class", "sample.mode", "sample.per_class",
     "sample.fraction", "max_samples", "ratios", "gates.confidence", "gates.nearest_centroid", "shortfall",
     "encoder.kind", "encoder.name", "bootstrap_resamples",
 )  # fmt: skip
 """Config keys worth a column in the table of stages; the whole config stands below it."""
+
+WITH_DATASETS = ("selection", "sweep")
+"""Kinds whose manifest lists the data sets that were published below the run directory."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def _read_run(directory: Path) -> Run:
         curves=read_all_curves(files),
         datasets={
             name: read_manifest(directory / name).num_samples
-            for name in (manifest.info.get("datasets", []) if manifest and manifest.kind == "selection" else [])
+            for name in (manifest.info.get("datasets", []) if manifest and manifest.kind in WITH_DATASETS else [])
         },
     )
 

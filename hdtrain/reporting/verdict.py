@@ -4,8 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hdtrain.formats.results import YARDSTICK, Metric, Results
-from hdtrain.reporting.comparisons import ALPHA, Comparison, Outcome, augmentation_arms, compare
-from hdtrain.reporting.formatting import count, figure, join, p_value, percent, points, quoted
+from hdtrain.reporting.comparisons import Comparison, Outcome, augmentation_arms, compare
+from hdtrain.reporting.formatting import count, figure, join, percent, quoted
+from hdtrain.reporting.gains import (
+    augmentation_sentences,
+    correction_sentence,
+    gain_headline,
+    gain_sentences,
+    overall_gain,
+    series_sentences,
+)
+from hdtrain.reporting.series import SeriesComparison, compare_series
 from hdtrain.reporting.trust import (
     MAX_MEMORISED_SHARE,
     MIN_PRECISION,
@@ -18,6 +27,8 @@ from hdtrain.reporting.trust import (
     used_sets,
 )
 
+FEW_SETS = 4
+"""Up to so many sets of images are spoken of one by one."""
 COLOUR_MARGIN = 0.1
 """A classifier that sees colours alone and comes this near to the baseline says that colour does most of the work."""
 
@@ -34,6 +45,8 @@ class Verdict:
     paragraph: str
     against: dict[str, list[Comparison]]
     """Reference arm to the comparisons of every synthetic arm with it; the baseline first."""
+    series: list[SeriesComparison]
+    """Every series against the one with the most arms."""
     image_sets: list[Trust]
     colour_warning: bool
 
@@ -42,91 +55,32 @@ def decide(results: Results) -> Verdict:
     """Apply the rules."""
     references = [results.baseline, *augmentation_arms(results)]
     against = {reference: compare(results, reference) for reference in references}
+    series = compare_series(results)
     trusts = judge_images(results)
     used = [trust for trust in trusts if trust.image_set in used_sets(results)]
     trust = _overall_trust(used)
     colour = _colour_sentence(results)
     sentences = [
-        _gain_sentence(against[results.baseline]),
+        *gain_sentences(results, against[results.baseline]),
         _baseline_sentence(results),
-        *_augmentation_sentences(against, results.baseline),
-        _correction_sentence(against),
+        *augmentation_sentences(results, against),
+        correction_sentence(against),
+        *series_sentences(series),
         _trust_sentence(results, used, trust),
         _yardstick_sentence(results),
         *_unjudged_sentences(results, used),
         colour,
     ]
     return Verdict(
-        gain_headline=_gain_headline(against[results.baseline]),
+        gain_headline=gain_headline(against[results.baseline]),
         trust_headline=f"Images {trust}",
-        gain=_overall_gain(against[results.baseline]),
+        gain=overall_gain(against[results.baseline]),
         trust=trust,
         paragraph=" ".join(sentence for sentence in sentences if sentence),
         against=against,
+        series=series,
         image_sets=trusts,
         colour_warning=bool(colour),
-    )
-
-
-def _with(comparisons: Sequence[Comparison], outcome: Outcome) -> list[Comparison]:
-    return [item for item in comparisons if item.outcome == outcome]
-
-
-def _overall_gain(comparisons: Sequence[Comparison]) -> Outcome:
-    better, worse = _with(comparisons, "better"), _with(comparisons, "worse")
-    if bool(better) != bool(worse):
-        return "better" if better else "worse"
-    return "no difference seen" if any(item.outcome != "not measured" for item in comparisons) else "not measured"
-
-
-def _gain_headline(comparisons: Sequence[Comparison]) -> str:
-    total = len(comparisons)
-    parts = [
-        f"{outcome} in {len(found)} of {total}" if total > 1 else outcome
-        for outcome in ("better", "worse")
-        if (found := _with(comparisons, outcome))
-    ]
-    if parts:
-        return f"Classifier {' and '.join(parts)}{' arms' if total > 1 else ''}"
-    return "No difference seen" if _overall_gain(comparisons) == "no difference seen" else "Gain not measured"
-
-
-def _gain_sentence(comparisons: Sequence[Comparison]) -> str:
-    if not comparisons:
-        return "No arm was trained with synthetic images, so how much they help was not measured."
-    total = len(comparisons)
-    groups: list[str] = []
-    for outcome in ("better", "worse"):
-        if found := _with(comparisons, outcome):
-            share = f" in {_share(len(found), total)}" if total > 1 else ""
-            verb = "made the classifier " if not groups else ""
-            groups.append(f"{verb}{outcome}{share}: {join([_difference(item) for item in found])}")
-    unseen = _with(comparisons, "no difference seen")
-    listing = join([_difference(item) for item in unseen])
-    if unseen and groups:
-        groups.append(f"no difference was seen in {_share(len(unseen), total)}: {listing}")
-    missing = [quoted(item.arm) for item in _with(comparisons, "not measured")]
-    gap = f" The gain of {join(missing)} has no interval, so nothing is said about it." if missing else ""
-    if groups:
-        return f"Synthetic images {'; '.join(groups)}.{gap}"
-    if not unseen:
-        return gap.strip()
-    scope = (
-        "" if total == 1 else f" in any of the {total} arms" if not missing else f" in {len(unseen)} of {total} arms"
-    )
-    return f"No difference was seen between the classifier with and without synthetic images{scope}: {listing}.{gap}"
-
-
-def _share(part: int, total: int) -> str:
-    return f"all {total} arms" if part == total else f"{part} of {total} arms"
-
-
-def _difference(item: Comparison) -> str:
-    low, high = item.interval or (item.gain, item.gain)
-    lost = ", its own interval excludes 0 but not after correction" if item.lost_by_correction else ""
-    return (
-        f"{quoted(item.arm)} {points(item.gain)} points (95 % interval {points(low)} to {points(high)}, "
-        f"{p_value(item.adjusted_p)}{lost})"
     )
 
 
@@ -143,35 +97,6 @@ def _bounds(metric: Metric) -> str:
     if metric.interval is None:
         return ""
     return f" (95 % interval {percent(metric.interval[0])} to {percent(metric.interval[1])})"
-
-
-def _augmentation_sentences(against: dict[str, list[Comparison]], baseline: str) -> list[str]:
-    if not against[baseline]:
-        return []
-    references = [reference for reference in against if reference != baseline]
-    if not references:
-        return ["There is no arm with conventional augmentation, so whether that does as well is not known."]
-    return [_augmentation_sentence(reference, against[reference]) for reference in references]
-
-
-def _augmentation_sentence(reference: str, comparisons: Sequence[Comparison]) -> str:
-    parts = [
-        f"{outcome} in {join([_difference(item) for item in found])}"
-        for outcome in ("better", "worse")
-        if (found := _with(comparisons, outcome))
-    ]
-    if unseen := _with(comparisons, "no difference seen"):
-        parts.append(f"no difference seen in {join([quoted(item.arm) for item in unseen])}")
-    if missing := _with(comparisons, "not measured"):
-        parts.append(f"nothing can be said of {join([quoted(item.arm) for item in missing])}")
-    derived = any(not item.paired and item.interval for item in comparisons)
-    how = " (interval from the two gains as if independent, which is wide on purpose)" if derived else ""
-    return f"Against conventional augmentation instead (arm {quoted(reference)}): {'; '.join(parts)}{how}."
-
-
-def _correction_sentence(against: dict[str, list[Comparison]]) -> str:
-    total = max(len(comparisons) for comparisons in against.values())
-    return f"A difference counts below p = {ALPHA}, after Holm's correction over the {total} arms." if total > 1 else ""
 
 
 def _overall_trust(used: Sequence[Trust]) -> TrustOutcome:
@@ -193,11 +118,13 @@ def _trust_sentence(results: Results, used: Sequence[Trust], outcome: TrustOutco
         worst = join([_worst(used, index) for index in range(len(used[0].checks))])
         scope = f"in each of the {len(used)} sets" if len(used) > 1 else f"in {quoted(used[0].image_set)}"
         return f"The images are trustworthy by this report's rules ({rules}): {scope} {worst}."
+    failing = [trust for trust in used if trust.outcome != "trustworthy"]
     reasons = "; ".join(
         f"{quoted(trust.image_set)}: {join([_reason(check) for check in trust.checks if check.passed is not True])}"
-        for trust in used
-        if trust.outcome != "trustworthy"
+        for trust in failing
     )
+    if len(failing) > FEW_SETS:
+        reasons = _reasons_of_many(used)
     return f"The images are {outcome} by this report's rules ({rules}): {reasons}."
 
 
@@ -225,6 +152,22 @@ def _reason(check: Check) -> str:
     return f"the judge agrees with only {percent(check.metric.value)} of the labels{_bounds(check.metric)}"
 
 
+def _reasons_of_many(used: Sequence[Trust]) -> str:
+    """How many sets fail each rule, and between which figures."""
+    parts = []
+    for index, first in enumerate(used[0].checks):
+        checks = [trust.checks[index] for trust in used]
+        values = [check.metric.value for check in checks if check.passed is False and check.metric]
+        missing = sum(check.passed is None for check in checks)
+        shown = figure if first.name == "precision" else percent
+        if values:
+            span = shown(min(values)) if len(values) == 1 else f"{shown(min(values))} to {shown(max(values))}"
+            parts.append(f"{first.name} fails in {len(values)} of {len(used)} sets ({span})")
+        if missing:
+            parts.append(f"{first.name} was not measured in {missing}")
+    return "; ".join(parts)
+
+
 def _yardstick_sentence(results: Results) -> str:
     """A rule that real images fail cannot tell synthetic ones from them."""
     yardstick = judge_yardstick(results)
@@ -244,8 +187,17 @@ def _unjudged_sentences(results: Results, used: Sequence[Trust]) -> list[str]:
     figures = [
         f"{quoted(name)} {', '.join(f'{key} {figure(found[key].value)}' for key in shown if key in found)}"
         for name, found in metrics.items()
+        if len(used) <= FEW_SETS or name == YARDSTICK
     ]
+    if len(used) > FEW_SETS:
+        own = [metrics[trust.image_set] for trust in used]
+        spans = [f"{key} {_span([found[key].value for found in own if key in found])}" for key in shown]
+        figures.insert(0, f"the {len(used)} sets {', '.join(spans)}")
     return [f"Figures on which no threshold is put: {'; '.join(figures)}."]
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{figure(min(values))} to {figure(max(values))}" if values else "–"
 
 
 def _colour_sentence(results: Results) -> str:

@@ -1,6 +1,6 @@
 """Images of one unit: noise, label and steps of image i come from (seed, i) alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.config.training import Prediction
-from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.conditioning import at_classes
+from hdtrain.diffusion.sampler import sample_latents
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.seeds import generator
 from hdtrain.models.autoencoder import Codec, to_uint8
-from hdtrain.models.classifier import Classifier
+from hdtrain.models.denoiser import hidden_class
+from hdtrain.sampling.models import Guide
 from hdtrain.sampling.plan import SamplePlan, Unit
 
 
@@ -26,15 +28,15 @@ class ImageGenerator:
     plan: SamplePlan
     denoiser: UNet2DModel
     decoder: Codec
-    classifier: Classifier | None
+    classifier: Guide | None
     schedule: NoiseSchedule
     prediction: Prediction
     device: torch.device
 
     def batches(self, unit: Unit) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indices, uint8 NHWC images), always cut at the same indices: `batch_size` from the unit's start."""
-        for start in range(unit.start, unit.stop, self.config.batch_size):
-            indices = list(range(start, min(start + self.config.batch_size, unit.stop)))
+        for start in range(0, len(unit.indices), self.config.batch_size):
+            indices = list(unit.indices[start : start + self.config.batch_size])
             yield indices, self._generate(indices)
 
     @torch.no_grad()
@@ -46,8 +48,8 @@ class ImageGenerator:
             return torch.stack(noise).to(self.device)
 
         labels = torch.tensor([self.plan.label(index) for index in indices], device=self.device)
-        z0 = ddim_sample(
-            lambda z, t: self.denoiser(z, t).sample,
+        z0 = sample_latents(
+            self._denoiser_of(labels),
             self.schedule,
             self.config.solver,
             draw(),
@@ -59,3 +61,10 @@ class ImageGenerator:
             step_noise=draw,
         )
         return to_uint8(self.decoder.decode(z0)).cpu().numpy()
+
+    def _denoiser_of(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The denoiser as a function of (z_t, t), at these classes if it is class-conditional."""
+        hidden = hidden_class(self.denoiser)
+        if hidden is None:
+            return lambda z, t: self.denoiser(z, t).sample
+        return at_classes(lambda z, t, c: self.denoiser(z, t, c).sample, labels, hidden, self.config.classifier_free)

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit of work: the images `start` … `stop − 1` make the output shard `number`."""
+    """One unit of work: the images `start` … `stop − 1`, or every `step`-th of them, make the output shard `number`."""
 
     number: int
     start: int
     stop: int
+    step: int = 1
+
+    @property
+    def indices(self) -> range:
+        """Its images."""
+        return range(self.start, self.stop, self.step)
 
     @property
     def name(self) -> str:

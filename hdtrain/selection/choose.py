@@ -62,7 +62,7 @@ def choose_selective(
         ]
         raise DataError(
             f"ratio {ratio:g}: too few candidates pass the gates ({'; '.join(lines)}); "
-            "sample more, loosen the gates, or set shortfall: fill"
+            "set top_up, sample more, loosen the gates, or set shortfall: fill"
         )
     return Choice(np.concatenate(rows), short)
 
@@ -70,7 +70,9 @@ def choose_selective(
 def choose_random(
     candidates: Candidates, classes: Sequence[str], num_real: Sequence[int], ratio: float, seed: int
 ) -> Choice:
-    """Per class as many, drawn uniformly without replacement from the same pool without gates; ratios are nested.
+    """Per class as many, drawn uniformly without replacement and without gates; smaller ratios are part of larger ones.
+
+    The candidates must be those that were sampled beforehand: how many a top-up adds depends on the gates.
 
     Raises:
         DataError: the pool is too small.

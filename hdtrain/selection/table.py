@@ -1,6 +1,6 @@
 """What a selection leaves behind besides the images: `index.parquet`, and the counts in its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from hdtrain.formats.atomic import atomic_file
 from hdtrain.selection.choose import Choice
+from hdtrain.selection.gates import GATES, PASSES
 from hdtrain.selection.score import Scores
 
 SCHEMA = pa.schema(
@@ -19,29 +20,40 @@ SCHEMA = pa.schema(
         ("target_distance", pa.float64()),
         ("nearest_class", pa.string()),
         ("confidence", pa.float64()),
+        ("predicted_class", pa.string()),
+        ("entropy", pa.float64()),
         ("passes_gates", pa.bool_()),
+        ("fell_at", pa.string()),
+        ("topped_up", pa.bool_()),
         ("selected", pa.float64()),
         ("nearest_real_distance", pa.float64()),
     ]
 )
-"""One row a candidate, by key. `selected` is the smallest ratio that selects it, null where none does."""
+"""One row a candidate, by key. `fell_at` is the first gate that it fails, null where it passes; `selected` the smallest
+ratio that selects it, null where none does."""
 
 
-def write_selection_index(path: Path, scores: Scores, classes: Sequence[str], selective: dict[float, Choice]) -> None:
+def write_selection_index(
+    path: Path, scores: Scores, classes: Sequence[str], selective: Mapping[float, Choice]
+) -> None:
     """Write atomically."""
-    pool = scores.candidates
-    selected: list[float | None] = [None] * len(pool.keys)
+    seen, rows = scores.evidence, len(scores.places)
+    selected: list[float | None] = [None] * rows
     for ratio in sorted(selective, reverse=True):
         for row in selective[ratio].rows:
             selected[row] = ratio
-    names = np.array(classes)
+    names, nothing = np.array(classes), [None] * rows
     columns = [
-        pool.keys.tolist(),
-        names[pool.labels].tolist(),
-        pool.target_distance,
-        names[scores.nearest_class].tolist(),
-        [None] * len(pool.keys) if scores.confidence is None else scores.confidence.astype(np.float64),
-        pool.passes,
+        seen.keys.tolist(),
+        names[seen.labels].tolist(),
+        seen.target_distance,
+        names[seen.nearest_class].tolist(),
+        nothing if seen.confidence is None else seen.confidence,
+        nothing if seen.predicted_class is None else names[seen.predicted_class].tolist(),
+        nothing if seen.entropy is None else seen.entropy,
+        scores.candidates.passes,
+        [None if gate == PASSES else GATES[gate] for gate in scores.fell_at],
+        scores.topped_up,
         selected,
         scores.nearest_real_distance,
     ]
@@ -50,15 +62,32 @@ def write_selection_index(path: Path, scores: Scores, classes: Sequence[str], se
         pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), stream)
 
 
-def counts_per_class(scores: Scores, classes: Sequence[str], selective: dict[float, Choice]) -> dict[str, Any]:
-    """Real images, candidates, how many passed, and how many each ratio had to do without."""
-    pool = scores.candidates
+def counts_per_class(
+    scores: Scores, classes: Sequence[str], selective: Mapping[float, Choice]
+) -> dict[str, dict[str, Any]]:
+    """Real images, candidates (and how many of them were topped up), how many fell at each gate and how many passed,
+    and how many each ratio had to do without."""
+    everything, topped_up, passed = scores.per_class, scores.count(scores.topped_up), scores.passed
+    fell = {gate: scores.count(scores.fell_at == number) for number, gate in enumerate(GATES)}
     return {
         name: {
             "real": scores.num_real[label],
-            "candidates": int((pool.labels == label).sum()),
-            "passed": int(pool.passes[pool.labels == label].sum()),
+            "candidates": everything[label],
+            "topped_up": topped_up[label],
+            "fell": {gate: counts[label] for gate, counts in fell.items()},
+            "passed": passed[label],
             "shortfall": {f"{ratio:g}": choice.shortfall[name] for ratio, choice in selective.items()},
         }
         for label, name in enumerate(classes)
     }
+
+
+def said_of(name: str, counts: Mapping[str, Any]) -> str:
+    """One line for a class."""
+    more = f" ({counts['topped_up']} of them topped up)" if counts["topped_up"] else ""
+    fell = ", ".join(f"{count} at {gate}" for gate, count in counts["fell"].items() if count)
+    short = ", ".join(f"{count} at ratio {ratio}" for ratio, count in counts["shortfall"].items() if count)
+    return (
+        f"{name}: {counts['passed']} of {counts['candidates']} candidates pass{more}, {counts['real']} real images"
+        f"{'; fell: ' if fell else ''}{fell}{'; short of passing ones: ' if short else ''}{short}"
+    )

@@ -7,10 +7,11 @@ from typing import Any
 
 from hdtrain.config.synthesis import EvaluateConfig
 from hdtrain.distributed.collectives import device
-from hdtrain.evaluation import kid, memorisation, prdc
 from hdtrain.evaluation.arms import predict_arms, score_arms, score_colours, unequal_steps
-from hdtrain.evaluation.image_sets import ImageScorer, embed_sets
-from hdtrain.evaluation.inputs import Inputs, describe, leaks
+from hdtrain.evaluation.galleries import closest_pairs, failures, pool_of
+from hdtrain.evaluation.image_sets import ImageScorer
+from hdtrain.evaluation.inputs import Inputs, describe, judge_warnings, leaks
+from hdtrain.evaluation.measurements import measure_sets
 from hdtrain.evaluation.statistics import SplitBootstrap
 from hdtrain.evaluation.summary import format_table, write_predictions
 from hdtrain.features.encoders import RESIZE, build_encoder
@@ -21,13 +22,14 @@ from hdtrain.stages.base import StageContext
 
 def run(config: EvaluateConfig, context: StageContext) -> None:
     """Predict and embed on all ranks, score and publish on rank 0."""
-    inputs = Inputs.open(config, dict(context.parents.values()))
+    manifests = dict(context.parents.values())
+    inputs = Inputs.open(config, manifests)
     encoder = build_encoder(config.encoder).to(device())
     parts = Parts.open(context.run.path, context.fingerprint, context.world)
     train, test = (describe(name, getattr(inputs, name), parts) for name in ("train", "test"))
-    warnings = leaks(train, test) + unequal_steps(inputs)
+    warnings = leaks(train, test) + unequal_steps(inputs) + judge_warnings(config, inputs, manifests)
     predictions = predict_arms(config, inputs, parts)
-    train_features, image_sets = embed_sets(config, inputs, encoder, parts)
+    measured, image_sets = measure_sets(config, inputs, encoder, parts)
     if not context.world.is_main:
         return
 
@@ -35,14 +37,12 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         test["labels"], test["groups"], len(inputs.classes), config.bootstrap_resamples, config.seed
     )
     colours, colour_protocol = score_colours(train, test, inputs.classes, bootstrap)
-    scorer = ImageScorer(config, inputs.classes, encoder.name, train_features)
+    scorer = ImageScorer(config, inputs.classes, encoder.name, measured)
+    pool, thresholds = pool_of(image_sets), scorer.thresholds
     protocol: dict[str, Any] = {
         "bootstrap": {"resamples": config.bootstrap_resamples, "method": bootstrap.method, "seed": config.seed},
         "p_value": "two-sided, paired bootstrap: 2·(1 + resamples on the far side of 0) / (1 + resamples)",
-        "kid": {"subsets": kid.NUM_SUBSETS, "subset_size": config.kid_subset_size, "seed": config.seed},
-        "prdc": {"k_precision_recall": prdc.K_PRECISION_RECALL, "k_density_coverage": prdc.K_DENSITY_COVERAGE},
-        "memorisation": {"quantile": memorisation.QUANTILE, "threshold": scorer.threshold},
-        "image_resolution": config.resolution,
+        **scorer.protocol(),
         "colour_histogram": colour_protocol,
     }
     results = Results(
@@ -51,7 +51,10 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         arms=score_arms(config, inputs, predictions, bootstrap),
         colour_histogram=colours,
         image_sets={name: scorer.score(name, table) for name, table in image_sets.items()},
-        nearest=scorer.nearest(image_sets),
+        nearest=closest_pairs(pool, measured, inputs.classes, thresholds) if pool and thresholds else [],
+        distances=scorer.distances(image_sets),
+        colours=scorer.colour_statistics(image_sets),
+        failures=failures(pool, measured, inputs.classes, config.failures) if pool and config.failures else [],
         encoder={
             "name": encoder.name,
             "weights": encoder.weights_sha256,

@@ -1,6 +1,7 @@
 """`hdtrain export denoiser=RUN decoder=RUN --out DIR`: DIR/model is a pipeline that plain diffusers loads.
 
-The published weights are copied byte for byte, so that their hashes stay those of the manifests.
+The published weights are copied byte for byte, so that their hashes stay those of the manifests. No pipeline of diffusers
+asks a UNet2DModel for a class: a class-conditional one is loaded in the same way, and the card has the loop.
 """
 
 import importlib.metadata
@@ -47,6 +48,7 @@ def run(config: ExportConfig, context: StageContext) -> None:
     folder.rename(context.run.model)
     context.publish(
         files=sorted(path for path in context.run.model.rglob("*") if path.is_file()),
+        classes=denoiser.classes,
         info={"pipeline": pipeline, "license": config.license, "data_license": config.data_license},
     )
     size = sum(file.size for file in weights) / 2**20

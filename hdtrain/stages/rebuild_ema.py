@@ -23,9 +23,11 @@ def run(config: RebuildEmaConfig, context: StageContext) -> None:
     unet.load_state_dict(unet.state_dict() | weights)
     unet.save_pretrained(context.run.model, safe_serialization=True)
     shutil.copytree(trained.model / "scheduler", context.run.model / "scheduler", dirs_exist_ok=True)
-    info = context.manifest_of(config.denoiser).info | {"ema_std": config.std}
+    manifest = context.manifest_of(config.denoiser)
+    info = manifest.info | {"ema_std": config.std}
     if config.images is not None:
         info["images_seen"] = config.images
     info.pop("ema_decay", None)
-    context.publish(files=sorted(path for path in context.run.model.rglob("*") if path.is_file()), info=info)
+    files = sorted(path for path in context.run.model.rglob("*") if path.is_file())
+    context.publish(files=files, classes=manifest.classes, info=info)
     print(f"rebuild-ema: relative width {config.std:g}, from {len(trained.ema_snapshots)} snapshots")

@@ -1,16 +1,14 @@
-"""`hdtrain sample CONFIG --out RUN`: classifier-guided generation; the same images from any number of ranks."""
+"""`hdtrain sample CONFIG --out RUN`: guided generation; the same images from any number of ranks."""
 
-from hdtrain.config.synthesis import SampleConfig
-from hdtrain.config.training import NoiseScheduleConfig
-from hdtrain.diffusion.schedule import NoiseSchedule
-from hdtrain.distributed.collectives import barrier, device, use_reproducible_kernels
+from typing import Any
+
+from hdtrain.config.synthesis import SampleConfig, SolverConfig
+from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.shards import is_complete, shard_entry
-from hdtrain.models.denoiser import load_denoiser
 from hdtrain.progress import Progress
-from hdtrain.sampling.generate import ImageGenerator
-from hdtrain.sampling.models import load_decoder, load_guide
-from hdtrain.sampling.plan import SamplePlan
+from hdtrain.sampling.models import classes_of
+from hdtrain.sampling.open import open_generator
 from hdtrain.sampling.write import write_unit
 from hdtrain.stages.base import StageContext
 
@@ -18,33 +16,17 @@ from hdtrain.stages.base import StageContext
 def run(config: SampleConfig, context: StageContext) -> None:
     """Run the stage."""
     use_reproducible_kernels()
-    info = context.manifest_of(config.denoiser).info
-    decoder, classifier = load_decoder(config, context.manifest_of), load_guide(config, context.manifest_of)
-    classes = classifier.classes if classifier else None
-    plan = SamplePlan(config.per_class, len(classes) if classes else 1, config.samples_per_shard)
-    source = ImageGenerator(
-        config=config,
-        plan=plan,
-        denoiser=load_denoiser(config.denoiser, device()),
-        decoder=decoder,
-        classifier=classifier,
-        schedule=NoiseSchedule(NoiseScheduleConfig(**info["schedule"])),
-        prediction=info["prediction"],
-        device=device(),
-    )
-    common = {
-        "guidance": config.guidance if classifier else 0.0,
-        "solver": f"{config.solver.kind}-{config.solver.steps}-eta{config.solver.eta:g}",
-        **{name: manifest.identity[:16] for name, (_, manifest) in context.parents.items()},
-    }
+    classes = classes_of(config, context.manifest_of)
+    source = open_generator(config, context.manifest_of)
+    plan, common = source.plan, _common(source.config, context, bool(context.manifest_of(config.denoiser).classes))
     todo = [u for u in context.world.share(plan.units()) if not is_complete(context.run.shards / u.name)]
-    total = sum(unit.stop - unit.start for unit in todo)
+    total = sum(len(unit.indices) for unit in todo)
     with Progress("sample", total, enabled=context.world.is_main) as progress:
         for unit in todo:
             write_unit(source, unit, context.run.shards / unit.name, classes, common, progress)
     barrier()
     if context.world.is_main:
-        size = decoder.resolution
+        size = source.decoder.resolution
         context.publish(
             fields={"image": FieldSpec(dtype="uint8", shape=[size, size, 3], range=(0, 255), layout="HWC RGB")},
             shards=[shard_entry(context.run.shards / unit.name, context.run.path) for unit in plan.units()],
@@ -53,3 +35,22 @@ def run(config: SampleConfig, context: StageContext) -> None:
             info={"class_counts": dict.fromkeys(classes or [], config.per_class), "seed": config.seed, **common},
         )
         print(f"sampled {plan.num_images:,} images in {len(plan.units())} shards")
+
+
+def _common(config: SampleConfig, context: StageContext, class_conditional: bool) -> dict[str, Any]:
+    """What every sample, and the manifest, says of how the images were made."""
+    common: dict[str, Any] = {"guidance": config.guidance if config.classifier else 0.0}
+    if class_conditional:
+        common["classifier_free"] = 1.0 if config.classifier_free is None else config.classifier_free
+    common["solver"] = _solver_name(config.solver, guided=config.classifier is not None)
+    return common | {name: manifest.identity[:16] for name, (_, manifest) in context.parents.items()}
+
+
+def _solver_name(solver: SolverConfig, guided: bool) -> str:
+    """What matters of it: `ddim-200-eta0`, `ddpm-200`, `dpm-solver++-20-order2-splitting`."""
+    name = f"{solver.kind}-{solver.steps}"
+    if solver.kind == "ddim":
+        return f"{name}-eta{solver.eta:g}"
+    if solver.kind == "ddpm":
+        return name
+    return f"{name}-order{solver.order}" + ("-splitting" if guided and solver.splitting else "")

@@ -8,15 +8,17 @@ from hdtrain.models.start import start_from
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
 from hdtrain.training.diffusion import DiffusionTask
-from hdtrain.training.diffusion_space import describe, open_space
+from hdtrain.training.diffusion_space import classes_of, describe, open_space
 
 
 def run(config: TrainLdmConfig, context: StageContext) -> None:
     """Run the stage."""
-    info = describe(config, context.manifest_of)
+    info, classes = describe(config, context.manifest_of), classes_of(config, context.manifest_of)
     with training(config, context, config.seed) as plan:
         space = open_space(config, context.manifest_of)
-        unet = start_from(build_unconditional(config.preset, *space.codec.latent_shape[:2]), config.start)
+        channels, size, _ = space.codec.latent_shape
+        fresh = build_unconditional(config.preset, channels, size, len(classes) if classes else None)
+        unet = start_from(fresh, config.start)
         task = DiffusionTask(unet, space, config, plan)
         train("train-ldm", task, space.source, config, context, plan, config.seed)
         published: Any = task.engine.replica("ema")
@@ -26,6 +28,7 @@ def run(config: TrainLdmConfig, context: StageContext) -> None:
     task.schedule.ddim(prediction=config.prediction).save_pretrained(context.run.model / "scheduler")
     context.publish(
         files=sorted(path for path in context.run.model.rglob("*") if path.is_file()),
+        classes=classes,
         info={
             **info,
             "preset": config.preset,

@@ -4,29 +4,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdtrain.config.adaptation import LatentClassifier, TrainClassifierConfig
+from hdtrain.config.adaptation import ImageClassifier, LatentClassifier, TrainClassifierConfig
 from hdtrain.config.batch import BatchPlan
 from hdtrain.data.images import ImageBatch
 from hdtrain.data.latents import LatentBatch
-from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.seeds import Draws
 from hdtrain.distributed.transfer import to_device
 from hdtrain.models.autoencoder import to_uint8, to_unit_range
-from hdtrain.models.classifier import Classifier
+from hdtrain.models.classifier import Classifier, EncoderClassifier
+from hdtrain.models.classifiers.encoder import dropout_mask
 from hdtrain.training.augment import conventional, random_symmetry
+from hdtrain.training.choice import Choice
 from hdtrain.training.engine import Engine
+from hdtrain.training.fixed_labelled import FixedLabelled, FixedLabelledImages, FixedLabelledLatents
 from hdtrain.training.metrics import image_grid
 from hdtrain.training.noise_bins import NoiseBins
+from hdtrain.training.reliability import reliability_diagram
 from hdtrain.training.task import Task
 
 
 class ClassifierTask(Task):
-    """Cross-entropy; what the batch is turned into is the subclass's."""
+    """Cross-entropy; what the batch is turned into is the subclass's.
 
-    def __init__(self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan):
-        self.model, self.config = model, config
+    Args:
+        model: is trained.
+        config: optimizer, engine, choice of weights.
+        plan: batch.
+        fixed: what is measured again and again; None: nothing.
+    """
+
+    def __init__(self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, fixed: FixedLabelled | None):
+        self.model, self.config, self.fixed = model, config, fixed
         self.engine = Engine("classifier", model, config.optim, plan, config.engine)
         self.engines = {"classifier": self.engine}
+        if config.validation:
+            self.choice = Choice(config.choose == "best", config.patience_images)
 
     def _step(self, inputs: tuple[Tensor, ...], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         logits = self.engine(*inputs).float()
@@ -35,14 +47,36 @@ class ClassifierTask(Task):
         correct = (logits.argmax(1) == labels).float()
         return {"loss/cross_entropy": loss, "accuracy/train": correct.mean()}, correct
 
+    def validate(self) -> dict[str, float]:
+        """On the validation set; of ϕ, where there is none, on the first training latents."""
+        return self.fixed.figures(self.engine.replica()) if self.fixed else {}
+
 
 class ImageClassifierTask(ClassifierTask):
-    """φ and timm classifiers, on images with flips; the data set's copies are augmented conventionally."""
+    """φ and timm classifiers, on images with flips; the data set's copies are augmented conventionally.
 
-    def __init__(self, model: Classifier, config: TrainClassifierConfig, plan: BatchPlan, examples: ImageBatch):
-        super().__init__(model, config, plan)
+    Args:
+        model: is trained.
+        config: optimizer, engine, choice of weights.
+        plan: batch.
+        fixed: the validation set, if there is one.
+        examples: to be shown.
+    """
+
+    fixed: FixedLabelledImages | None
+
+    def __init__(
+        self,
+        model: Classifier,
+        config: TrainClassifierConfig,
+        plan: BatchPlan,
+        fixed: FixedLabelledImages | None,
+        examples: ImageBatch,
+    ):
+        super().__init__(model, config, plan, fixed)
         self.examples = examples
         self.flips = not isinstance(config.model, LatentClassifier) and config.model.reader.flips
+        self.dropout = config.model.dropout if isinstance(config.model, ImageClassifier) else 0.0
 
     def micro_step(self, batch: ImageBatch, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
@@ -52,7 +86,11 @@ class ImageClassifierTask(ClassifierTask):
         if batch.is_copy is not None and batch.is_copy.any():
             copies = to_device(batch.is_copy).view(-1, 1, 1, 1)
             x = torch.where(copies, conventional(x, draws), x)
-        logs, _ = self._step((x,), to_device(batch.labels))
+        inputs: tuple[Tensor, ...] = (x,)
+        if self.dropout and isinstance(self.model, EncoderClassifier):
+            uniform = draws.uniform("dropout", (self.model.head.in_features,))
+            inputs = (x, torch.zeros(len(x), dtype=torch.int64, device=x.device), dropout_mask(uniform, self.dropout))
+        logs, _ = self._step(inputs, to_device(batch.labels))
         return logs
 
     @torch.no_grad()
@@ -61,32 +99,45 @@ class ImageClassifierTask(ClassifierTask):
         x = to_unit_range(to_device(self.examples.images))
         correct = self.engine.replica()(x).argmax(1).cpu().numpy() == self.examples.labels
         tags = {"images/right": correct, "images/wrong": ~correct}
-        return {tag: image_grid(self.examples.images[mask], columns=8) for tag, mask in tags.items() if mask.any()}
+        grids = {tag: image_grid(self.examples.images[mask], columns=8) for tag, mask in tags.items() if mask.any()}
+        if self.fixed and self.fixed.last:
+            grids["reliability"] = reliability_diagram(self.fixed.last)
+        return grids
 
 
 class LatentClassifierTask(ClassifierTask):
-    """ϕ(z_t, t) on noised latents, t ~ U{0 … T−1}, with its accuracy by noise level."""
+    """ϕ(z_t, t) on noised latents with its accuracy by noise level: t ~ U{0 … T−1}, or z_0 with t = 0 alone.
+
+    Args:
+        model: is trained.
+        config: optimizer, engine, choice of weights.
+        plan: batch.
+        fixed: the validation set, or the first training latents; it knows schedule, scale and timesteps.
+        examples: to be shown.
+    """
 
     def __init__(
         self,
         model: Classifier,
         config: TrainClassifierConfig,
         plan: BatchPlan,
-        schedule: NoiseSchedule,
-        scale: float,
+        fixed: FixedLabelledLatents,
         examples: LatentBatch,
     ):
-        super().__init__(model, config, plan)
-        self.schedule, self.scale, self.examples = schedule, scale, examples
+        super().__init__(model, config, plan, fixed)
+        self.schedule, self.scale, self.timestep_zero = fixed.schedule, fixed.scale, fixed.timestep_zero
+        self.examples = examples
         self._hits = NoiseBins()
 
     def micro_step(self, batch: LatentBatch, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """One pass."""
         mean, std = to_device(batch.moments).float().unbind(1)
         shape = tuple(mean.shape[1:])
-        z0 = (mean + std * draws.normal("posterior", shape)) * self.scale
-        t = draws.integers("timestep", self.schedule.num_timesteps)
-        z_t = self.schedule.add_noise(z0, draws.normal("noise", shape), t)
+        z_t = (mean + std * draws.normal("posterior", shape)) * self.scale
+        t = torch.zeros(len(z_t), dtype=torch.int64, device=z_t.device)
+        if not self.timestep_zero:
+            t = draws.integers("timestep", self.schedule.num_timesteps)
+            z_t = self.schedule.add_noise(z_t, draws.normal("noise", shape), t)
         logs, correct = self._step((z_t, t), to_device(batch.labels))
         self._hits.add(t, self.schedule.num_timesteps, correct)
         return logs

@@ -1,4 +1,10 @@
-"""Training the diffusion model on latents or pixels: prediction of ε, v or z_0 at z_t, EMA of the weights."""
+"""Training the diffusion model on latents or pixels: prediction of ε, v or z_0 at z_t, EMA of the weights.
+
+A class-conditional one sees each sample's class besides; sometimes it is hidden, so that it can do without
+(classifier-free guidance, Ho & Salimans 2022, algorithm 1).
+"""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +15,15 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import TrainLdmConfig
 from hdtrain.data.images import ImageBatch
+from hdtrain.diffusion.conditioning import at_classes
 from hdtrain.diffusion.objectives import errors, min_snr_weights, target
-from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.sampler import sample_latents
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws, generator
+from hdtrain.distributed.transfer import to_device
 from hdtrain.models.autoencoder import LatentCodec, to_uint8
+from hdtrain.models.denoiser import hidden_class
 from hdtrain.training.augment import random_symmetry
 from hdtrain.training.diffusion_space import DiffusionSpace
 from hdtrain.training.engine import Engine
@@ -30,15 +39,15 @@ else."""
 
 
 class TensorDenoiser(nn.Module):
-    """UNet2DModel that returns a tensor."""
+    """UNet2DModel that returns a tensor; of a class-conditional one the class is the third argument."""
 
     def __init__(self, unet: UNet2DModel):
         super().__init__()
         self.unet = unet
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """The prediction at (z_t, t)."""
-        output: Tensor = self.unet(z, t).sample
+    def forward(self, z: Tensor, t: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The prediction at (z_t, t), or at (z_t, t, class)."""
+        output: Tensor = self.unet(z, t, classes).sample
         return output
 
 
@@ -55,6 +64,7 @@ class DiffusionTask(Task):
     def __init__(self, unet: UNet2DModel, space: DiffusionSpace, config: TrainLdmConfig, plan: BatchPlan):
         self.config, self.codec = config, space.codec
         self.schedule = NoiseSchedule(config.schedule)
+        self.hidden = hidden_class(unet)
         self.engine = Engine("denoiser", TensorDenoiser(unet), config.optim, plan, config.engine, config.ema)
         self.engines = {"denoiser": self.engine}
         samples, count = space.validation or space.source, config.validation_images
@@ -69,16 +79,28 @@ class DiffusionTask(Task):
             z0 = random_symmetry(z0, draws)
         noise = draws.normal("noise", tuple(z0.shape[1:]))
         t = draws.integers("timestep", self.schedule.num_timesteps)
-        unweighted = self._errors(self.engine, z0, noise, t)
+        unweighted = self._errors(self.engine, z0, noise, t, self._drop(self._classes(to_device(batch.labels)), draws))
         self._by_noise.add(t, self.schedule.num_timesteps, unweighted)
         loss = (unweighted * self._weights(t)).mean()
         self.engine.backward(loss)
         return {"loss/diffusion": loss, "latent/std": z0.std()}
 
-    def _errors(self, model: nn.Module | Engine, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def _classes(self, labels: Tensor) -> Tensor | None:
+        """What the denoiser sees of labels: of an unlabelled sample (−1) the hidden class; None if unconditional."""
+        return None if self.hidden is None else torch.where(labels < 0, self.hidden, labels)
+
+    def _drop(self, classes: Tensor | None, draws: Draws) -> Tensor | None:
+        if classes is None or self.hidden is None or not self.config.label_dropout:
+            return classes
+        return torch.where(draws.uniform("label") < self.config.label_dropout, self.hidden, classes)
+
+    def _errors(
+        self, model: nn.Module | Engine, z0: Tensor, noise: Tensor, t: Tensor, classes: Tensor | None
+    ) -> Tensor:
         """Every sample's error in what the model predicts."""
         wanted = target(self.config.prediction, z0, noise, self.schedule.alpha_bar(t))
-        return errors(self.config.loss, model(self.schedule.add_noise(z0, noise, t), t), wanted)
+        condition = () if classes is None else (classes,)
+        return errors(self.config.loss, model(self.schedule.add_noise(z0, noise, t), t, *condition), wanted)
 
     def _weights(self, t: Tensor) -> Tensor:
         if self.config.min_snr_gamma is None:
@@ -86,10 +108,10 @@ class DiffusionTask(Task):
         return min_snr_weights(self.config.prediction, self.schedule.alpha_bar(t), self.config.min_snr_gamma)
 
     def validate(self) -> dict[str, float]:
-        """The training loss on fixed samples, noise and timesteps, of the EMA and of the raw weights."""
+        """The training loss on fixed samples, noise and timesteps, of EMA and raw weights; no class is hidden."""
 
-        def per_sample(model: nn.Module, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-            return self._errors(model, z0, noise, t) * self._weights(t)
+        def per_sample(model: nn.Module, z0: Tensor, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            return self._errors(model, z0, noise, t, self._classes(labels)) * self._weights(t)
 
         models = {"loss_ema": "ema", "loss": "weights"}
         return {
@@ -103,15 +125,18 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
-        """DDIM samples from fixed noise, with the EMA weights and with the raw ones."""
-        noise = torch.randn(GRID_IMAGES, *self.codec.latent_shape, generator=generator(self.config.seed, "grid"))
+        """DDIM samples from fixed noise, with the EMA weights and with the raw ones; of every class in turn."""
+        count = max(GRID_IMAGES, self.hidden or 0)
+        noise = torch.randn(count, *self.codec.latent_shape, generator=generator(self.config.seed, "grid"))
+        labels = torch.arange(count, device=device())
         total = self.schedule.num_timesteps
         steps = next(steps for steps in range(min(GRID_STEPS, total - 1), 0, -1) if total % steps == 0)
         clip = LATENT_CLIP if isinstance(self.codec, LatentCodec) else PIXEL_CLIP
         grids = {}
         for name, which in (("samples/ema", "ema"), ("samples/raw", "weights")):
-            z0 = ddim_sample(
-                self.engine.replica(which),
+            model: Any = self.engine.replica(which)
+            z0 = sample_latents(
+                model if self.hidden is None else at_classes(model, labels % self.hidden, self.hidden),
                 self.schedule,
                 SolverConfig(steps=steps),
                 noise.to(device()),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.config.training import TrainLdmConfig
-from hdtrain.data.images import TrainingImages
+from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.distributed.collectives import device
 from hdtrain.errors import ManifestError
@@ -34,20 +34,53 @@ class DiffusionSpace:
 
 
 def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
-    """What the denoiser's manifest says of its space.
+    """What the denoiser's manifest says of its space and condition.
 
     Raises:
-        ManifestError: latents, validation set and autoencoder are not of one space.
+        ManifestError: latents, validation set and autoencoder are not of one space, or not all labelled alike.
     """
     expected = "latents" if config.latents else "images"
     if config.validation and (kind := manifest_of(config.validation).kind) != expected:
         raise ManifestError(f"validation {config.validation} is of kind '{kind}', but training is on {expected}")
+    condition: dict[str, Any] = {}
+    if classes_of(config, manifest_of):
+        condition = {"class_conditional": True, "label_dropout": config.label_dropout}
     if config.vae is None:
-        return {"space": PIXELS, "resolution": config.reader.resolution, "resize": config.reader.resize}
+        return {"space": PIXELS, "resolution": config.reader.resolution, "resize": config.reader.resize, **condition}
     space = manifest_latent_space(manifest_of(config.vae))
     for path in filter(None, (config.latents, config.validation)):
         check_same_latent_space(f"latents {path}", manifest_latent_space(manifest_of(path)), config.vae, space)
-    return {"space": "latents", **space}
+    return {"space": "latents", **space, **condition}
+
+
+def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | None:
+    """The classes of a class-conditional denoiser, in label order; None for one that is unconditional.
+
+    Raises:
+        ManifestError: samples are unlabelled, or they, the validation set and the start have different classes.
+    """
+    start = manifest_of(config.start).classes if config.start else None
+    if not config.class_conditional:
+        if start:
+            raise ManifestError(
+                f"start {config.start} is conditional on {', '.join(start)}, and this training is unconditional; set "
+                "class_conditional=true, or start from an unconditional denoiser"
+            )
+        return None
+    paths = [path for path in (config.latents, *config.images, config.validation) if path]
+    unlabelled = [str(path) for path in paths if not manifest_of(path).classes]
+    if unlabelled:
+        raise ManifestError(
+            f"class_conditional=true needs labelled samples; unlabelled: {', '.join(unlabelled)}. Give labelled "
+            "ones, or leave class_conditional out"
+        )
+    classes = labelled_classes([(path, manifest_of(path)) for path in paths])
+    if start and start != classes:
+        raise ManifestError(
+            f"start {config.start} is conditional on {', '.join(start)}, and the samples have the classes "
+            f"{', '.join(classes)}; start from an unconditional denoiser, or from one of the same classes"
+        )
+    return classes
 
 
 def open_space(config: TrainLdmConfig, manifest_of: ManifestOf) -> DiffusionSpace:

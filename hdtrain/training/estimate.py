@@ -132,6 +132,8 @@ class Estimate:
     def _disk(self) -> str:
         duration, first = self.config.duration, next(iter(self.costs.trained.values()))
         best = duration.keep_best if getattr(self.config, "validation", None) else 0
+        if getattr(self.config, "choose", "last") == "best":
+            best = max(1, best)
         size, kept = _BYTES * self.costs.state_elements, duration.keep_checkpoints + best
         text = f"{gib(size)} GiB each, of which the newest {duration.keep_checkpoints}"
         text += f" and the best {best} are kept" if best else " are kept"

@@ -73,7 +73,7 @@ class Trainer:
         self.num_steps = self.plan.num_steps(self.duration.images)
         self.guard = Guard(self.config.guard)
         self.checkpoints = Checkpoints(self.run, self.duration, self.world)
-        self.engines = list(self.task.engines.values())
+        self.engines, self.choice = list(self.task.engines.values()), self.task.choice
         self.deadline = Deadline.from_environment()
         self.watchdog = Watchdog(
             self.run.heartbeats,
@@ -98,7 +98,7 @@ class Trainer:
         """Run to the end, or save and leave with exit code 3 when a signal asks for it or the job's time is up."""
         STOP.install()
         self._restore()
-        if self.step == self.num_steps:
+        if self._over:
             return
         batches = Prefetcher(lambda item: self.source.batch(self.plan.positions(*item)), self._passes())
         total = self.num_steps * self.plan.global_batch_size
@@ -108,15 +108,20 @@ class Trainer:
             self._run(iter(batches), writer, progress)
             self.watchdog.beat(self.step, "writing the checkpoint")
             self.checkpoints.wait()
-        if self.step < self.num_steps:
+        if not self._over:
             self._leave()
         if self.world.is_main:
             print(f"{self.title}: {progress.done:,} images seen, {progress.rate:.1f} img/s in this run")
 
+    @property
+    def _over(self) -> bool:
+        """Every image is seen, or the task's choice is made."""
+        return self.step == self.num_steps or (self.choice is not None and self.choice.ended)
+
     def _run(self, stream: Iterator[Any], writer: MetricWriter, progress: Progress) -> None:
         save_every = self._every(self.duration.checkpoint_every_images, 10)
         show_every = self._every(self.duration.visualise_every_images, 5)
-        while self.step < self.num_steps and not self.stopping:
+        while not self._over and not self.stopping:
             self.meter.go_on()
             logs, keys = self._accumulate(stream)
             self._update(logs, keys)
@@ -124,17 +129,19 @@ class Trainer:
             self.meter.step()
             progress.update(self.plan.global_batch_size, f"loss {float(next(iter(logs.values()))):.4f}")
             first, last = self.step == 1, self.step == self.num_steps
+            improved = False
             figures: dict[str, float] = {}
             if last or first or self.step % self.duration.log_every_steps == 0:
                 figures |= self._figures(logs)
             if last or first or self.step % show_every == 0:
                 self.watchdog.beat(self.step, "validating and drawing samples")
                 figures |= self._validate()
+                improved = self._choose()
                 writer.images(self.step, self.task.visualise())
             if figures:
                 writer.scalars(self.step, self.images_seen, figures)
             self.checkpoints.snapshot(self.step, self.num_steps, self.images_seen, self.engines)
-            if last or self.stopping or self.step % save_every == 0:
+            if self._over or self.stopping or improved or self.step % save_every == 0:
                 self._save()
 
     @contextlib.contextmanager
@@ -254,10 +261,24 @@ class Trainer:
         self._validation = held_out[0] if held_out else None  # what is measured on training data chooses nothing
         return figures
 
+    def _choose(self) -> bool:
+        """Whether the weights of this step are the best so far, and must be kept. The same on every rank."""
+        if self.choice is None:
+            return False
+        improved = self.choice.saw(self._validation, self.step, self.images_seen)
+        if self.choice.ended and self.world.is_main:
+            print(f"{self.title}: {self.choice}", file=sys.stderr)
+        return improved and self.choice.keeps_best
+
     def _save(self) -> None:
         self.watchdog.beat(self.step, "saving")
-        meta = {"images_seen": self.images_seen, "world_size": self.world.size, "guard": self.guard.state()}
-        self.checkpoints.save(self.step, self.engines, meta | {"validation": self._validation})
+        meta: dict[str, Any] = {"images_seen": self.images_seen, "world_size": self.world.size}
+        meta |= {"guard": self.guard.state(), "validation": self._validation}
+        spared = None
+        if self.choice is not None:
+            meta["choice"] = self.choice.state()
+            spared = self.choice.best_step if self.choice.keeps_best else None
+        self.checkpoints.save(self.step, self.engines, meta, spared)
 
     def _restore(self) -> None:
         meta = self.checkpoints.load(self.engines)
@@ -265,6 +286,8 @@ class Trainer:
             return
         self.step, self._validation = int(meta["step"]), meta["validation"]
         self.guard.load(meta["guard"])
+        if self.choice is not None:
+            self.choice.load(meta["choice"])
         if self.world.is_main:
             print(
                 f"{self.title}: going on from step-{self.step:08d}, {meta['images_seen']:,} images seen",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdtrain.config.engine import DurationConfig
@@ -39,8 +39,15 @@ class Checkpoints:
     _writing: "list[Future[None]]" = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 
-    def save(self, step: int, engines: list[Engine], meta: dict[str, Any]) -> None:
-        """Copy the state at once, and publish it in the background; an earlier one is awaited first."""
+    def save(self, step: int, engines: list[Engine], meta: dict[str, Any], spared: int | None = None) -> None:
+        """Copy the state at once, and publish it in the background; an earlier one is awaited first.
+
+        Args:
+            step: that was made.
+            engines: whose state it is.
+            meta: what else is to be known.
+            spared: a step whose checkpoint stays, whatever the newest and the best are.
+        """
         started = time.monotonic()
         self.wait()
         state: State = {}
@@ -50,7 +57,7 @@ class Checkpoints:
 
         def publish() -> None:
             write_checkpoint(self.run.checkpoints, step, lambda folder: _write(folder, state), meta)
-            prune(self.run.checkpoints, self.duration.keep_checkpoints, self.duration.keep_best)
+            prune(self.run.checkpoints, self.duration.keep_checkpoints, self.duration.keep_best, spared)
             self.save_sec = max(self.save_sec, time.monotonic() - started)
 
         self.in_background(publish)
@@ -110,6 +117,18 @@ class Checkpoints:
         for engine in engines:
             engine.load(folder, int(meta["steps"][engine.name]))
         return meta
+
+
+def read_weights(run: RunDir, step: int, engine: str) -> dict[str, Tensor]:
+    """Full fp32 weights and buffers of one engine as they were after `step`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    folder = run.checkpoints / f"step-{step:08d}"
+    check_files(folder, read_meta(folder))
+    paths = [folder / f"{engine}.{what}.safetensors" for what in ("weights", "buffers")]
+    return {name: value for path in paths if path.exists() for name, value in load_file(path).items()}
 
 
 def _write(folder: Path, state: State) -> None:

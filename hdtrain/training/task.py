@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from hdtrain.distributed.seeds import Draws
+from hdtrain.training.choice import Choice
 from hdtrain.training.engine import Engine
 
 
@@ -26,6 +27,8 @@ class Task:
 
     engines: Mapping[str, Engine]
     """What is trained, by name."""
+    choice: Choice | None = None
+    """Which weights are kept, and when to stop, by the validation loss; None: the last ones, at the end."""
 
     def micro_step(self, batch: Any, draws: Draws, images_seen: int) -> dict[str, Tensor]:
         """Losses and their backward, for one pass; the loop steps the engines.

@@ -22,6 +22,7 @@ from hdtrain.models.classifier import build_classifier
 from hdtrain.models.denoiser import build_denoiser
 from hdtrain.models.discriminator import PatchDiscriminator
 from hdtrain.models.ema import average_names
+from hdtrain.training import diffusion_space
 from hdtrain.training.costs import Costs, Network
 
 ManifestOf = Callable[[Path], Manifest]
@@ -66,8 +67,12 @@ def _diffusion(config: TrainLdmConfig, manifest_of: ManifestOf) -> Costs:
         held = (_published_autoencoder(config.vae),)
     else:
         channels, size = 3, config.reader.resolution
-    unet = build_denoiser(config.preset, channels, size)
-    network = Network("denoiser", unet, (torch.empty(1, channels, size, size), _timestep()), engine="denoiser")
+    classes = diffusion_space.classes_of(config, manifest_of)
+    unet = build_denoiser(config.preset, channels, size, len(classes) if classes else None)
+    inputs: tuple[Tensor, ...] = (torch.empty(1, channels, size, size), _timestep())
+    if classes:
+        inputs = (*inputs, torch.zeros(1, dtype=torch.int64))
+    network = Network("denoiser", unet, inputs, engine="denoiser")
     return Costs((network,), len(average_names(config.ema.post_hoc)), held)
 
 

@@ -98,7 +98,7 @@ class Ranks:
         """End the server; its ranks die with it."""
         assert self._server.stdin
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(120)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from tiny_chain import fewer_grid_steps
 from hdtrain.distributed.processes import die_with_parent
 from hdtrain.stages.__main__ import run_stage
 
-MODULES = ("train_vae", "encode", "train_ldm", "train_classifier", "adapt_decoder", "sample")
+MODULES = ("train_vae", "encode", "train_ldm", "train_classifier", "adapt_decoder", "sample", "select", "sweep_guidance")
 
 
 def main() -> int:

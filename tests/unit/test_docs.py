@@ -93,11 +93,14 @@ def test_a_recipe_in_the_docs_is_valid(page: Path, tmp_path: Path):
 def check_recipe(path: Path, folder: Path) -> None:
     """Files that the user brings need not be there; everything else must be right."""
     needed = [name for name, value in read_yaml(path).get("variables", {}).items() if value is None]
+    sources = [name for name in needed if f'sources: "${{{name}}}"' in path.read_text()]
+    given = [f"{name}=[{{path: {folder}}}]" if name in sources else f"{name}={folder}" for name in needed]
     problems: list[str] = []
     try:
-        load_recipe(path, [f"{name}={folder}" for name in needed], out=folder / "runs")
+        load_recipe(path, given, out=folder / "runs")
     except ConfigError as error:
-        problems = [problem for problem in error.problems if ": no such file" not in problem]
+        brought = (": no such file", f"manifest {folder}/")
+        problems = [problem for problem in error.problems if not any(text in problem for text in brought)]
     assert not problems
 
 

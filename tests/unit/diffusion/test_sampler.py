@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.guidance import classifier_gradient, guided
-from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.sampler import sample_latents
 from hdtrain.diffusion.schedule import NoiseSchedule, timesteps_of
 from hdtrain.errors import ConfigError
 
@@ -44,7 +44,7 @@ def noise() -> torch.Tensor:
 def test_without_guidance_it_is_the_loop_of_diffusers(config, prediction, eta, noise):
     solver = SolverConfig(steps=20, eta=eta)
     schedule = NoiseSchedule(config)
-    ours = ddim_sample(denoiser, schedule, solver, noise, prediction=prediction, step_noise=step_noise)
+    ours = sample_latents(denoiser, schedule, solver, noise, prediction=prediction, step_noise=step_noise)
     plain = DDIMScheduler(
         beta_start=config.beta_start,
         beta_end=config.beta_end,
@@ -129,7 +129,7 @@ def reference(noise: np.ndarray, steps: int, eta: float, guidance: float, clip: 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 @pytest.mark.parametrize("clip", [None, 2.0])
 def test_with_guidance_it_is_equations_7_and_8(guidance, eta, clip, noise):
-    ours = ddim_sample(
+    ours = sample_latents(
         denoiser,
         NoiseSchedule(LINEAR),
         SolverConfig(steps=25, eta=eta),
@@ -149,7 +149,7 @@ def test_with_guidance_it_is_equations_7_and_8(guidance, eta, clip, noise):
 def test_guidance_raises_the_probability_of_the_label(noise):
     def chosen(guidance: float) -> torch.Tensor:
         models = {"classifier": classifier, "labels": LABELS, "guidance": guidance}
-        z = ddim_sample(denoiser, NoiseSchedule(LINEAR), SolverConfig(steps=10), noise, **models)
+        z = sample_latents(denoiser, NoiseSchedule(LINEAR), SolverConfig(steps=10), noise, **models)
         return torch.log_softmax(classifier(z, torch.zeros(3)), 1)[torch.arange(3), LABELS]
 
     guided, unguided = chosen(3.0), chosen(0.0)
@@ -199,7 +199,7 @@ def restated(prediction: str, config: NoiseScheduleConfig):
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_a_model_restated_in_another_parametrisation_gives_the_same_samples(prediction, eta, guidance, clip, noise):
     def samples(prediction: str) -> torch.Tensor:
-        return ddim_sample(
+        return sample_latents(
             restated(prediction, LINEAR),
             NoiseSchedule(LINEAR),
             SolverConfig(steps=20, eta=eta),
@@ -240,7 +240,7 @@ def test_where_z_is_pure_noise_the_classifier_is_not_asked_and_samples_stay_fini
         return classifier(z, t)
 
     models = {"classifier": watched, "labels": LABELS, "guidance": 2.0}
-    z = ddim_sample(denoiser, NoiseSchedule(ZERO), SolverConfig(steps=4), noise, prediction="v_prediction", **models)
+    z = sample_latents(denoiser, NoiseSchedule(ZERO), SolverConfig(steps=4), noise, prediction="v_prediction", **models)
     assert asked == [749, 499, 249]
     assert torch.isfinite(z).all()
     assert torch.equal(guided("v_prediction", noise, torch.full_like(noise, torch.nan), 0.0, 2.0), noise)

@@ -6,12 +6,13 @@ import torch
 from scipy.stats import binomtest
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
+    multiclass_calibration_error,
     multiclass_f1_score,
     multiclass_recall,
     multiclass_specificity,
 )
 
-from hdtrain.evaluation.downstream import CLASS_METRICS, METRICS, accuracy, confusion_matrix
+from hdtrain.evaluation.downstream import CLASS_METRICS, METRICS, accuracy, calibration_error, confusion_matrix
 from hdtrain.evaluation.statistics import ArmBootstrap, SplitBootstrap, interval_of, two_sided_p, wilson_interval
 
 K = 5
@@ -40,11 +41,24 @@ def test_every_metric_agrees_with_torchmetrics(name):
     assert METRICS[name](confusion_matrix(labels, predicted, K)) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "function"), [("sensitivity", multiclass_recall), ("f1", multiclass_f1_score)])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("sensitivity", multiclass_recall), ("specificity", multiclass_specificity), ("f1", multiclass_f1_score)],
+)
 def test_every_class_agrees_with_torchmetrics(name, function):
     labels, predicted = _labels()
     expected = function(torch.from_numpy(predicted), torch.from_numpy(labels), num_classes=K, average="none")
     np.testing.assert_allclose(CLASS_METRICS[name](confusion_matrix(labels, predicted, K)), expected, rtol=1e-6)
+
+
+def test_calibration_error_agrees_with_torchmetrics():
+    labels, _ = _labels(1000)
+    logits = np.random.default_rng(1).normal(0, 2, (1000, K)) + 2 * np.eye(K)[labels]
+    probabilities = torch.from_numpy(logits).softmax(1)
+    expected = multiclass_calibration_error(
+        probabilities, torch.from_numpy(labels), num_classes=K, n_bins=15, norm="l1"
+    )
+    assert calibration_error(labels, probabilities.numpy()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_class_that_never_occurs_does_not_count():

@@ -9,7 +9,6 @@ from torchmetrics.image.kid import poly_mmd
 
 from hdtrain.evaluation.frechet import frechet_distance, frechet_distance_infinity
 from hdtrain.evaluation.kid import kernel_distances, polynomial_mmd
-from hdtrain.evaluation.memorisation import memorisation, nearest_pairs, real_threshold
 from hdtrain.evaluation.moments import Moments
 from hdtrain.evaluation.prdc import prdc
 
@@ -93,17 +92,3 @@ def test_prdc_agrees_with_brute_force_in_any_block_size(monkeypatch, block):
     expected = _brute_force_prdc(real, synthetic)
     assert 0 < expected["precision"] < 1
     assert prdc(real, synthetic) == pytest.approx(expected)
-
-
-def test_copies_are_found_and_new_images_are_not():
-    real, fresh = _features(400, 16)[:200], _features(400, 16)[200:]
-    copies = real[:20] + np.float32(1e-4)
-    found = memorisation(np.concatenate([copies, fresh]), real, real_threshold(real))
-    assert found.memorised[:20].all()
-    assert found.memorised[20:].mean() < 0.05
-    assert found.nearest_real[:20].tolist() == list(range(20))
-    labels = np.arange(220) % 4
-    rows = nearest_pairs(found, labels, 8)
-    assert sorted(labels[rows].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert (rows < 20).all()
-    assert np.all(np.diff(found.distance[rows]) >= 0)

@@ -15,7 +15,7 @@ from tiny_chain import READER, run_here
 
 from hdtrain.config.synthesis import SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
-from hdtrain.diffusion.sampler import ddim_sample
+from hdtrain.diffusion.sampler import sample_latents
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.manifest import check_files, read_manifest
@@ -53,7 +53,7 @@ def ours(denoiser: Path, codec: Codec) -> np.ndarray:
     """What `sample` computes, in [0, 1] and before rounding."""
     info = read_manifest(denoiser).info
     unet = load_denoiser(denoiser)
-    z0 = ddim_sample(
+    z0 = sample_latents(
         lambda z, t: unet(z, t).sample,
         NoiseSchedule(NoiseScheduleConfig(**info["schedule"])),
         SolverConfig(steps=20),

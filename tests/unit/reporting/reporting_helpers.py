@@ -19,6 +19,7 @@ from hdtrain.formats.provenance import record_end, record_start
 from hdtrain.formats.results import ArmResult, ImageSetResult, Metric, NearestPair, Results, write_results
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardWriter, shard_entry
+from hdtrain.formats.sweep import ScaleResult, SweepResults
 from hdtrain.reporting.data import ReportData, collect
 from hdtrain.stages.base import StageContext
 
@@ -251,3 +252,80 @@ class Tree:
 
 def collect_tree(tree: Tree) -> ReportData:
     return collect(ReportConfig(**read_yaml(RunDir(tree.root / "report").config)))
+
+
+def collect_quickly(tree: Tree) -> ReportData:
+    """Without the training curves, whose plots take most of a page's time."""
+    data = collect_tree(tree)
+    for run in data.runs.values():
+        run.curves = None
+    return data
+
+
+TABLE_1 = {
+    "StyleGAN2": (0.868, 0.879, 0.895, 0.898),
+    "HistoDiffusion": (0.891, 0.903, 0.919, 0.910),
+    "HistoDiffusion without decoder fine-tuning": (0.875, 0.880, 0.897, 0.905),
+    "HistoDiffusion without pre-training": (0.884, 0.890, 0.895, 0.892),
+}
+"""Accuracy of the paper's arms at 50, 100, 200 and 300 %."""
+RATIOS = (0.5, 1.0, 2.0, 3.0)
+
+
+def table_1_results(half: float = 0.02, **changes: Any) -> Results:
+    """The paper's whole table as a user of ours would have it: 22 arms in eight series, with intervals made up."""
+    arms = {
+        "real": arm(0.855, None, None),
+        "real, augmented": arm(0.866, (0.011, 0.011 - half, 0.011 + half), 0.2),
+    }
+    for series in ("HistoDiffusion", *[name for name in TABLE_1 if name != "HistoDiffusion"]):
+        for ratio, accuracy in zip(RATIOS, TABLE_1[series], strict=True):
+            arms[f"{series} {ratio:.0%}"] = _series_arm(series, accuracy, ratio, half)
+        random = {"StyleGAN2": 0.860, "HistoDiffusion without decoder fine-tuning": 0.865}.get(series, 0.870)
+        arms[f"{series} random 50%"] = _series_arm(f"{series}, random", random, 0.5, half)
+    sets = {name: image_set(0.6, 0.01, 0.3 + 0.02 * i) for i, name in enumerate(arms) if i > 1}
+    return make_results(arms=arms, image_sets=sets | {"real test images": image_set(0.9)}, **changes)
+
+
+def _series_arm(series: str, accuracy: float, ratio: float, half: float) -> ArmResult:
+    gain = accuracy - 0.855
+    p = 0.0005 if gain > 1.6 * half else 0.004 if gain > half else 0.3
+    made = arm(accuracy, (gain, gain - half, gain + half), p, round(160 * ratio))
+    return made.model_copy(update={"series": series})
+
+
+def made_up_sweep(**changes: Any) -> SweepResults:
+    """Agreement that rises with g, a distance with its minimum at 2.5, variety that falls."""
+    figures = [(0.0, 0.24, 21.0, 1.02), (1.0, 0.41, 18.4, 0.99), (2.5, 0.63, 17.2, 0.95), (5.0, 0.78, 18.6, 0.88)]
+    figures.append((10.0, 0.91, 24.9, 0.71))
+    scales = [
+        ScaleResult(
+            guidance=g,
+            num_images=200,
+            metrics={
+                "label_agreement": metric(agreement, agreement - 0.05, agreement + 0.05, n=200),
+                "FD-squeezenet": metric(fd, n=200),
+                "precision": metric(0.6, n=200),
+                "recall": metric(0.4, n=200),
+                "diversity": metric(diversity, n=200),
+            },
+            per_class={
+                name: {"label_agreement": metric(agreement, n=50), "diversity": metric(diversity, n=50)}
+                for name in CLASSES
+            },
+        )
+        for g, agreement, fd, diversity in figures
+    ]
+    fields: dict[str, Any] = {
+        "classes": CLASSES,
+        "scales": scales,
+        "choice": 5.0,
+        "chosen_by": "rule",
+        "rule_choice": 5.0,
+        "reason": "g = 5 has the best agreement",
+        "tolerance": 0.1,
+        "real": {"label_agreement": metric(0.97, 0.95, 0.98, n=160)},
+        "encoder": {"name": "squeezenet", "weights": "ab" * 32, "resize": "bicubic", "resolution": 32},
+        "reference": {"judge": "12" * 32},
+    }
+    return SweepResults(**(fields | changes))

@@ -54,7 +54,9 @@ def test_gallery_shows_each_kind_and_the_farthest_rejected_first(built: Tree) ->
 
 def test_pairs_show_the_right_images_the_closest_first(built: Tree) -> None:
     data = collect_tree(built)
-    pairs = nearest_pairs(data.evaluation, data.results.nearest)
+    shown_pairs = nearest_pairs(data.evaluation, data.results.nearest)
+    assert list(shown_pairs) == ["features"]
+    pairs = shown_pairs["features"]
     assert [shown.pair.distance for shown in pairs] == sorted(pair.distance for pair in data.results.nearest)
     assert np.array_equal(
         np.asarray(decode(pairs[0].real.uri))[::2, ::2], np.asarray(Image.open(io.BytesIO(drawn_image(0, 0))))

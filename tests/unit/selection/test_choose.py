@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdtrain.config.synthesis import GateConfig
 from hdtrain.errors import DataError
 from hdtrain.selection.centroids import Centroids
 from hdtrain.selection.choose import Candidates, choose_random, choose_selective
-from hdtrain.selection.gates import passes_gates
 
 CLASSES = ["lymph", "stroma"]
 
@@ -77,18 +75,13 @@ def test_random_ignores_gates_and_is_uniform():
     assert small < large
 
 
-def test_centroids_are_means_of_unit_vectors_and_gates_follow_them():
+def test_centroids_are_means_of_unit_vectors():
     features = np.array([[2.0, 0.0], [0.0, 8.0], [0.0, 1.0], [3.0, 3.0]])
     centroids = Centroids.from_features(features, np.array([0, 1, 1, -1]), CLASSES)
     np.testing.assert_allclose(centroids.means, [[1, 0], [0, 1]])
     assert centroids.counts.tolist() == [1, 2]
     distances = centroids.distances(np.array([[5.0, 0.1], [0.1, 5.0]]))
-    nearest = distances.argmin(1)
-    labels = np.array([0, 0])
     np.testing.assert_allclose(distances[0, 1], 2 * (1 - 0.1 / np.hypot(5, 0.1)))
-    assert passes_gates(GateConfig(), labels, nearest, None).tolist() == [True, False]
-    confident = GateConfig(confidence=0.6, nearest_centroid=False)
-    assert passes_gates(confident, labels, nearest, np.array([0.5, 0.7])).tolist() == [False, True]
 
 
 def test_a_class_without_real_images_is_named():

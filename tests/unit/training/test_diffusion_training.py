@@ -194,7 +194,7 @@ def test_the_loss_on_fixed_noise_is_shared_out_over_ranks_without_changing(chain
         fixed = FixedNoise(source, 1000, codec, NoiseSchedule(NoiseScheduleConfig()), 0)
         read.append([index for indices, _ in fixed._batches for index in indices])
         return fixed.loss(
-            model, lambda model, z0, noise, t: (model(z0) - noise * t.view(-1, 1, 1, 1)).abs().mean((1, 2, 3))
+            model, lambda model, z0, noise, t, _: (model(z0) - noise * t.view(-1, 1, 1, 1)).abs().mean((1, 2, 3))
         )
 
     whole = share(0, 1)
