@@ -141,7 +141,8 @@ def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, lis
         if names:
             widest = max(names, key=lambda name: float(name.removeprefix(f"{kind}-")))
             rows[widest] = ImageSet([selection.directory / widest])
-    candidates = ImageSet(path for key, path in parents.items() if key.startswith("candidates."))
+    sampled = [path for key, path in parents.items() if key.startswith("candidates.")]
+    candidates = ImageSet([*sampled, selection.directory / "topped-up"])
     rejected = _rejected(RunDir(selection.directory).index)
     return {
         name: [
@@ -157,14 +158,18 @@ def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, lis
     }
 
 
+WHY_REJECTED = {"confidence": "not confident", "entropy": "not certain", "closer_half": "of the farther half"}
+"""By gate; the gate of the nearest centroid says which that is."""
+
+
 def _rejected(index: Path) -> dict[str, list[tuple[str, str]]]:
     """Class name to (key, note) of the candidates that failed a gate, the farthest from their centroid first."""
-    columns = ["key", "class", "target_distance", "nearest_class", "passes_gates", "selected"]
+    columns = ["key", "class", "target_distance", "nearest_class", "fell_at", "selected"]
     grouped: dict[str, list[tuple[str, str]]] = {}
     rows = pq.read_table(index, columns=columns).to_pylist()
     for row in sorted(rows, key=lambda row: (-row["target_distance"], row["key"])):
-        if not row["passes_gates"]:
-            note = f"nearest: {row['nearest_class']}" if row["nearest_class"] != row["class"] else "not confident"
+        if row["fell_at"] is not None:
+            note = WHY_REJECTED.get(row["fell_at"], f"nearest: {row['nearest_class']}")
             filled = "" if row["selected"] is None else "; taken all the same, too few passed"
             grouped.setdefault(row["class"], []).append((row["key"], note + filled))
     return grouped

@@ -1,7 +1,7 @@
 """`hdtrain export denoiser=RUN decoder=RUN --out DIR`: DIR/model is a pipeline that plain diffusers loads.
 
-The published weights are copied byte for byte, so that their hashes stay those of the manifests. No pipeline of diffusers
-asks a UNet2DModel for a class: a class-conditional one is loaded in the same way, and the card has the loop.
+The published weights are copied byte for byte, so that their hashes stay those of the manifests. No pipeline of
+diffusers asks a UNet2DModel for a class: a class-conditional one is loaded in the same way, and the card has the loop.
 """
 
 import importlib.metadata

@@ -22,7 +22,16 @@ from tiny_chain import fewer_grid_steps
 from hdtrain.distributed.processes import die_with_parent
 from hdtrain.stages.__main__ import run_stage
 
-MODULES = ("train_vae", "encode", "train_ldm", "train_classifier", "adapt_decoder", "sample", "select", "sweep_guidance")
+MODULES = (
+    "train_vae",
+    "encode",
+    "train_ldm",
+    "train_classifier",
+    "adapt_decoder",
+    "sample",
+    "select",
+    "sweep_guidance",
+)
 
 
 def main() -> int:

@@ -45,6 +45,21 @@ def recipe() -> dict:
             },
         },
         "arm-real": arm("@labelled"),
+        "sweep": {
+            "stage": "sweep-guidance",
+            "config": {
+                "denoiser": "@ldm",
+                "decoder": "@decoder",
+                "classifier": "@guide",
+                "guidances": [0, 2],
+                "per_class": 3,
+                "solver": {"steps": 2},
+                "real": ["@labelled"],
+                "encoder": phi,
+                "judge": "@arm-real",
+                "resolution": 32,
+            },
+        },
         "arm-selective": arm("@labelled", "@selection/selective-0.5"),
         "evaluation": {
             "stage": "evaluate",
@@ -63,10 +78,14 @@ def recipe() -> dict:
                 "kid_subset_size": 5,
             },
         },
-        "report": {"stage": "report", "config": {"evaluation": "@evaluation", "selection": "@selection"}},
+        "report": {
+            "stage": "report",
+            "config": {"evaluation": "@evaluation", "selection": "@selection", "sweep": "@sweep"},
+        },
         "exported": {"stage": "export", "config": {"denoiser": "@ldm", "decoder": "@decoder"}},
         "imported": {"stage": "import", "config": {"part": "autoencoder", "path": "@exported/model"}},
     }
+    nodes["candidates"]["config"]["guidance_from"] = "@sweep"
     return {"name": "tiny", "out": "runs", "variables": {"data": "raw"}, "ranks": {"vae": 2}, "stages": nodes}
 
 
@@ -80,7 +99,9 @@ class Row:
 
 
 EVERYTHING = set(recipe()["stages"])
-FROM_DECODER = {"decoder", "candidates", "selection", "arm-selective", "evaluation", "report", "exported", "imported"}
+FROM_DECODER = {
+    *("decoder", "sweep", "candidates", "selection", "arm-selective", "evaluation", "report", "exported", "imported")
+}
 WITHOUT_VAE = {"unlabelled", "labelled", "test", "resharded", "checked", "seen", "phi", "arm-real"}
 TABLE = [
     Row("from raw images to the report", EVERYTHING),

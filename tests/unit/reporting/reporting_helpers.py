@@ -167,6 +167,7 @@ class Tree:
                 "nearest_class": self.classes[label if i % 2 else (label + 1) % len(self.classes)],
                 "confidence": 0.9,
                 "passes_gates": bool(i % 2),
+                "fell_at": None if i % 2 else "nearest_centroid",
                 "selected": 0.5 if i % 2 else None,
             }
             for label in range(len(self.classes))
