@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/hdtrain run configs/recipe/demo.yaml
 
 # Two tests at a time, a file's in one process: most of what they wait for is one core's work.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow" tests

@@ -61,7 +61,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of the recipe's nodes")
-    parser.add_argument("--judge", default="arm-real", help="node of the judge")
+    parser.add_argument("--judge", default="arm-augmented", help="node of the judge")
     parser.add_argument("--test", default="test", help="node of the real images that the judge has not seen")
     parser.add_argument("--vae", default="vae", help="node of the autoencoder")
     parser.add_argument("--decoder", default="decoder", help="node of the adapted decoder")
