@@ -1,7 +1,7 @@
 """What is scored against what: checked before anything is computed."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,8 @@ from hdtrain.data.images import UNLABELLED
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.colour_histogram import BINS, colour_histograms
 from hdtrain.features.parts import Arrays, Parts, shard_units
-from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.manifest import Manifest, ancestors
 from hdtrain.formats.results import CANDIDATES, YARDSTICK
-from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardReader
 
 Dataset = tuple[Path, Manifest]
@@ -82,15 +81,6 @@ def judge_warnings(config: EvaluateConfig, inputs: Inputs, manifests: Mapping[Pa
     ]
     agreement = "agreement with it proves little; train another one"
     return [f"the judge had a part in making the images of {', '.join(made)}: {agreement}"] if made else []
-
-
-def ancestors(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
-    """(directory, identity) of everything that an artefact was made from, as far as it is still published."""
-    for entry in manifest.parents.values():
-        parent = (directory / entry.path).resolve()
-        yield parent, entry.identity
-        if RunDir(parent).manifest.exists():
-            yield from ancestors(parent, read_manifest(parent))
 
 
 def _prefixed(datasets: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -3,7 +3,7 @@
 Agreement rises with g while variety falls and the images leave the real ones: the Fréchet distance sees both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,8 @@ from hdtrain.evaluation.statistics import share_metric
 from hdtrain.features.encoders import RESIZE, Encoder
 from hdtrain.features.neighbours import BLOCK, l2_normalise, squared_distances
 from hdtrain.features.parts import Arrays, Parts, classify_shard, embed_shard, shard_units
-from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.manifest import Manifest, ancestors
 from hdtrain.formats.results import Metric
-from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.sweep import AGREEMENT, DIVERSITY, FRECHET, ScaleResult, SweepResults
 from hdtrain.models.classifier import Classifier
 
@@ -49,7 +48,7 @@ def check_judge(config: SweepGuidanceConfig, manifests: Mapping[Path, Manifest])
         )
     for name in ("denoiser", "decoder", "classifier"):
         directory: Path = getattr(config, name)
-        for made_from, identity in _ancestors(directory, manifests[directory]):
+        for made_from, identity in ancestors(directory, manifests[directory]):
             if identity == judge.identity:
                 raise ManifestError(
                     f"judge {config.judge} had a part in making the images: {name} {directory} was made with it "
@@ -62,15 +61,6 @@ def check_judge(config: SweepGuidanceConfig, manifests: Mapping[Path, Manifest])
                 f"classifier {config.classifier} has {', '.join(guide.classes or ['none'])}"
             )
     return guide.classes or []
-
-
-def _ancestors(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
-    """(directory, identity) of everything that an artefact was made from, as far as it is still published."""
-    for entry in manifest.parents.values():
-        parent = (directory / entry.path).resolve()
-        yield parent, entry.identity
-        if RunDir(parent).manifest.exists():
-            yield from _ancestors(parent, read_manifest(parent))
 
 
 def embed_and_judge(

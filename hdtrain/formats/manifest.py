@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,15 @@ def check_files(directory: Path, manifest: Manifest) -> None:
                 f"{path} is missing or altered since it was published; restore it, or move {directory} away "
                 f"and make it again with `hdtrain {manifest.stage}`"
             )
+
+
+def ancestors(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
+    """(directory, identity) of everything that an artefact was made from, as far as it is still published."""
+    for entry in manifest.parents.values():
+        parent = (directory / entry.path).resolve()
+        yield parent, entry.identity
+        if RunDir(parent).manifest.exists():
+            yield from ancestors(parent, read_manifest(parent))
 
 
 def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
