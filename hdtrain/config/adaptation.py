@@ -76,7 +76,8 @@ class TrainClassifierConfig(FollowsProtocol):
     def _something_to_choose_by(self) -> Self:
         asked = [name for name in ("choose", "patience_images") if getattr(self, name) not in ("last", None)]
         if asked and self.validation is None:
-            raise ValueError(f"{' and '.join(asked)} need validation, a labelled set of other patients")
+            verb = "need" if len(asked) > 1 else "needs"
+            raise ValueError(f"{' and '.join(asked)} {verb} validation, a labelled set of other patients")
         return self
 
 
