@@ -3,15 +3,14 @@
 The report reads figures from here and from nowhere else.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from hdtrain.config.base import Config
-from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import write_json
+from hdtrain.formats.versioned import read_versioned
 
 RESULTS_VERSION = 2
 CANDIDATES = "candidates"
@@ -160,13 +159,4 @@ def read_results(path: Path) -> Results:
     Raises:
         ManifestError: missing or of another version.
     """
-    try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: results cannot be read: {error}") from None
-    if tree.get("version") != RESULTS_VERSION:
-        raise ManifestError(
-            f"{path}: results version {tree.get('version')}, this hdtrain reads {RESULTS_VERSION}; "
-            "run the evaluation again"
-        )
-    return Results.model_validate(tree)
+    return read_versioned(path, Results, RESULTS_VERSION, "results", "evaluate")

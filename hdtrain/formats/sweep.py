@@ -1,15 +1,14 @@
 """`sweep.json`: what images look like at every guidance scale, the scale that was chosen, and by whom."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from hdtrain.config.base import Config
-from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import write_json
 from hdtrain.formats.results import Metric
+from hdtrain.formats.versioned import read_versioned
 
 SWEEP_VERSION = 1
 AGREEMENT = "label_agreement"
@@ -75,10 +74,4 @@ def read_sweep(path: Path) -> SweepResults:
     Raises:
         ManifestError: missing or of another version.
     """
-    try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: the sweep cannot be read: {error}") from None
-    if tree.get("version") != SWEEP_VERSION:
-        raise ManifestError(f"{path}: sweep version {tree.get('version')}, this hdtrain reads {SWEEP_VERSION}")
-    return SweepResults.model_validate(tree)
+    return read_versioned(path, SweepResults, SWEEP_VERSION, "sweep", "sweep-guidance")

@@ -17,6 +17,21 @@ from hdtrain.formats.results import read_results
 from hdtrain.reporting.formatting import figure
 
 
+PHI = {"kind": "classifier", "classifier": "@phi"}
+SWEEP = {
+    "denoiser": "@ldm",
+    "decoder": "@decoder",
+    "classifier": "@guide",
+    "guidances": [0, 2],
+    "per_class": 3,
+    "solver": {"steps": 2},
+    "real": ["@labelled"],
+    "encoder": PHI,
+    "judge": "@arm-real",
+    "resolution": 32,
+}
+
+
 def recipe() -> dict:
     """The tiny chain, two arms and an answer."""
     chain = configs(lambda name: name.replace("raw/", "${data}/") if name.startswith("raw/") else f"@{name}")
@@ -28,7 +43,6 @@ def recipe() -> dict:
         config = {"model": {**model, "images": list(images)}, "seeds": [0, 1], **train_config(16)}
         return {"stage": "train-classifier", "config": config}
 
-    phi = {"kind": "classifier", "classifier": "@phi"}
     nodes |= {
         "resharded": {"stage": "reshard", "config": {"images": ["@labelled"], "samples_per_shard": 7}},
         "checked": {"stage": "verify", "config": {"images": "@resharded"}},
@@ -39,27 +53,13 @@ def recipe() -> dict:
             "config": {
                 "real": ["@labelled"],
                 "candidates": ["@candidates"],
-                "encoder": phi,
+                "encoder": PHI,
                 "ratios": [0.5],
                 "resolution": 32,
             },
         },
         "arm-real": arm("@labelled"),
-        "sweep": {
-            "stage": "sweep-guidance",
-            "config": {
-                "denoiser": "@ldm",
-                "decoder": "@decoder",
-                "classifier": "@guide",
-                "guidances": [0, 2],
-                "per_class": 3,
-                "solver": {"steps": 2},
-                "real": ["@labelled"],
-                "encoder": phi,
-                "judge": "@arm-real",
-                "resolution": 32,
-            },
-        },
+        "sweep": {"stage": "sweep-guidance", "config": SWEEP},
         "arm-selective": arm("@labelled", "@selection/selective-0.5"),
         "evaluation": {
             "stage": "evaluate",
@@ -71,7 +71,7 @@ def recipe() -> dict:
                     "real": {"classifier": "@arm-real"},
                     "selective": {"classifier": "@arm-selective", "synthetic": "@selection/selective-0.5"},
                 },
-                "encoder": phi,
+                "encoder": PHI,
                 "candidates": "@candidates",
                 "resolution": 32,
                 "bootstrap_resamples": 200,

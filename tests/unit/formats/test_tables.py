@@ -36,7 +36,7 @@ def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
     write_results(path, results)
     assert read_results(path) == results
     path.write_text(json.dumps({"version": 9}))
-    with pytest.raises(ManifestError, match="results version 9, this hdtrain reads 2; run the evaluation again"):
+    with pytest.raises(ManifestError, match="results version 9, this hdtrain reads 2; run `hdtrain evaluate` again"):
         read_results(path)
 
 
