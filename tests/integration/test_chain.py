@@ -16,7 +16,6 @@ from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.results import read_results
 from hdtrain.reporting.formatting import figure
 
-
 PHI = {"kind": "classifier", "classifier": "@phi"}
 SWEEP = {
     "denoiser": "@ldm",
