@@ -48,7 +48,8 @@ class DurationConfig(Config):
     checkpoint_every_images: Annotated[int | None, Incidental()] = Field(None, ge=1)
     """None: ten times a run."""
     visualise_every_images: Annotated[int | None, Incidental()] = Field(None, ge=1)
-    """None: five times a run. The validation loss is measured at the same times."""
+    """None: five times a run. The validation loss is measured at the same times, but for classifiers, which have
+    `validate_every_images`."""
     keep_checkpoints: Annotated[int, Incidental()] = Field(2, ge=1)
     """The newest ones."""
     keep_best: Annotated[int, Incidental()] = Field(1, ge=0)

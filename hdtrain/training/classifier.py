@@ -38,7 +38,7 @@ class ClassifierTask(Task):
         self.engine = Engine("classifier", model, config.optim, plan, config.engine)
         self.engines = {"classifier": self.engine}
         if config.validation:
-            self.choice = Choice(config.choose == "best", config.patience_images)
+            self.choice = Choice(config.choose == "best", config.validate_every_images, config.patience_images)
 
     def _step(self, inputs: tuple[Tensor, ...], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         logits = self.engine(*inputs).float()

@@ -121,6 +121,7 @@ class Trainer:
     def _run(self, stream: Iterator[Any], writer: MetricWriter, progress: Progress) -> None:
         save_every = self._every(self.duration.checkpoint_every_images, 10)
         show_every = self._every(self.duration.visualise_every_images, 5)
+        validate_every = self._every(self.choice.every_images, 5) if self.choice else show_every
         while not self._over and not self.stopping:
             self.meter.go_on()
             logs, keys = self._accumulate(stream)
@@ -133,10 +134,12 @@ class Trainer:
             figures: dict[str, float] = {}
             if last or first or self.step % self.duration.log_every_steps == 0:
                 figures |= self._figures(logs)
-            if last or first or self.step % show_every == 0:
-                self.watchdog.beat(self.step, "validating and drawing samples")
+            if last or first or self.step % validate_every == 0:
+                self.watchdog.beat(self.step, "validating")
                 figures |= self._validate()
                 improved = self._choose()
+            if last or first or self.step % show_every == 0:
+                self.watchdog.beat(self.step, "drawing samples")
                 writer.images(self.step, self.task.visualise())
             if figures:
                 writer.scalars(self.step, self.images_seen, figures)

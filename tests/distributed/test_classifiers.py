@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from hdtrain.formats.manifest import read_manifest
 
-DURATION = {"images": 24, "visualise_every_images": 8, "log_every_steps": 1, "keep_checkpoints": 1}
+DURATION = {"images": 24, "log_every_steps": 1, "keep_checkpoints": 1}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,12 @@ def test_dropout_falls_on_the_same_features_on_any_number_of_ranks(chain, ranks,
 
 
 def test_the_figures_on_a_validation_set_do_not_depend_on_the_ranks(chain, ranks, held_out, tmp_path):
-    changes = {"optim": {"lr": 1e-30, "weight_decay": 0.0}, "validation": str(held_out), "duration": DURATION}
+    changes = {
+        "optim": {"lr": 1e-30, "weight_decay": 0.0},
+        "validation": str(held_out),
+        "validate_every_images": 8,
+        "duration": DURATION,
+    }
     config = chain.config("phi", **changes)
     one, two = (ranks.run("train-classifier", tmp_path / str(size), config, size) for size in (1, 2))
     figures = [{k: v for k, v in rows(run)[-1].items() if k.startswith("validation/")} for run in (one, two)]
@@ -59,7 +64,13 @@ def test_the_figures_on_a_validation_set_do_not_depend_on_the_ranks(chain, ranks
 
 
 def test_two_ranks_stop_early_together_and_choose_what_one_chooses(chain, ranks, held_out, tmp_path):
-    changes = {"optim": {"lr": 1e-30}, "validation": str(held_out), "choose": "best", "patience_images": 8}
+    changes = {
+        "optim": {"lr": 1e-30},
+        "validation": str(held_out),
+        "choose": "best",
+        "patience_images": 8,
+        "validate_every_images": 8,
+    }
     config = chain.config("phi", duration={**DURATION, "images": 80}, **changes)
     for size in (1, 2):
         run = ranks.run("train-classifier", tmp_path / str(size), config, size)

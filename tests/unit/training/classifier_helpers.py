@@ -17,6 +17,6 @@ def column(run: Path, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows(run) if name in row}
 
 
-def duration(steps: int, every: int = 1, **changes: Any) -> dict[str, Any]:
-    """Of so many steps of four images, validated every so many."""
-    return {**DURATION, "images": 4 * steps, "visualise_every_images": 4 * every, **changes}
+def validated(steps: int, every: int = 1, **changes: Any) -> dict[str, Any]:
+    """Training of so many steps of four images, validated every so many; `changes` of its duration."""
+    return {"duration": {**DURATION, "images": 4 * steps, **changes}, "validate_every_images": 4 * every}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from classifier_helpers import duration
+from classifier_helpers import validated
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdtrain.evaluation.downstream import METRICS, confusion_matrix
@@ -61,7 +61,7 @@ def test_macro_f1_is_that_of_the_evaluation():
 
 
 def test_a_classifier_is_published_with_its_temperature_and_what_it_mends(chain, held_out, tmp_path):
-    changes = {"validation": str(held_out), "duration": duration(3, 3), "seeds": [0, 4]}
+    changes = {"validation": str(held_out), **validated(3, 3), "seeds": [0, 4]}
     run = chain.make("phi", tmp_path / "phi", **changes)
     info = read_manifest(run).info
     assert info["temperature"].keys() == info["calibration"].keys() == {"0", "4"}

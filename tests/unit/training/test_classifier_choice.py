@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from classifier_helpers import column, duration, rows
+from classifier_helpers import column, rows, validated
 from safetensors.torch import load_file
 from tiny_chain import run_here
 
@@ -36,7 +36,7 @@ def make(chain, held_out):
     def run(directory, **changes):
         reader = {"resolution": 32, "threads": 1}
         model = {"kind": "timm", "name": "test_vit", "images": [str(chain["labelled"])], "reader": reader}
-        changes = {"duration": duration(STEPS), "validation": str(held_out), **UNSTABLE, **changes}
+        changes = {**validated(STEPS), "validation": str(held_out), **UNSTABLE, **changes}
         return chain.make("phi", directory, model=model, **changes)
 
     return run
@@ -63,8 +63,8 @@ def test_the_weights_with_the_lowest_validation_loss_are_published(make, best, t
 
 
 def test_the_chosen_checkpoint_stays_although_others_go(make, best, tmp_path):
-    few = duration(STEPS, keep_checkpoints=1, keep_best=0, checkpoint_every_images=4)
-    run = make(tmp_path / "run", choose="best", duration=few)
+    few = validated(STEPS, keep_checkpoints=1, keep_best=0, checkpoint_every_images=4)
+    run = make(tmp_path / "run", choose="best", **few)
     chosen = read_manifest(best).info["chosen_step"]["0"]
     kept = {path.name for path in (run / "seed-0/checkpoints").glob("step-*")}
     assert kept == {f"step-{chosen:08d}", f"step-{STEPS:08d}"}

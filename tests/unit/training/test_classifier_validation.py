@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from classifier_helpers import column, duration, rows
+from classifier_helpers import column, rows, validated
 from tiny_chain import run_here
 
 from hdtrain.config.training import ReaderConfig, ShardAccess
@@ -19,7 +19,7 @@ from hdtrain.training.held_out import check_held_out
 
 @pytest.fixture(scope="module")
 def phi(chain, held_out, tmp_path_factory):
-    return chain.make("phi", tmp_path_factory.mktemp("phi") / "run", validation=str(held_out), duration=duration(2, 2))
+    return chain.make("phi", tmp_path_factory.mktemp("phi") / "run", validation=str(held_out), **validated(2, 2))
 
 
 def test_loss_accuracy_and_macro_f1_are_those_of_the_held_out_images(phi, held_out):
@@ -41,7 +41,7 @@ def test_loss_accuracy_and_macro_f1_are_those_of_the_held_out_images(phi, held_o
 
 
 def test_as_many_images_are_looked_at_as_asked(chain, held_out, phi, tmp_path):
-    changes = {"validation": str(held_out), "validation_images": 5, "duration": duration(2, 2)}
+    changes = {"validation": str(held_out), "validation_images": 5, **validated(2, 2)}
     run = chain.make("phi", tmp_path / "run", **changes)
     assert column(run, "validation/loss")[1] != column(phi, "validation/loss")[1]
     assert column(run, "validation/accuracy")[1] * 5 == pytest.approx(round(column(run, "validation/accuracy")[1] * 5))
@@ -55,7 +55,7 @@ def guides(chain, held_out_latents, tmp_path_factory):
     for name, beta_end in (("uniform", 0.02), ("zero", 0.02), ("zero", 0.03)):
         model = dict(chain.configs["guide"][1]["model"])
         model |= {"preset": "adm-half-unet-tiny", "timesteps": name, "schedule": {"beta_end": beta_end}}
-        changes = {"model": model, "validation": str(held_out_latents), "duration": duration(3, 3)}
+        changes = {"model": model, "validation": str(held_out_latents), **validated(3, 3)}
         made[name, beta_end] = chain.make("guide", tmp_path_factory.mktemp("guide") / "run", **changes)
     return made
 
