@@ -60,7 +60,7 @@ class TrainClassifierConfig(FollowsProtocol):
     validation_images: int = Field(2000, ge=1)
     """How many of them at most, the first of a fixed order."""
     validate_every_images: int | None = Field(None, ge=1)
-    """How often the loss on them is measured; None: five times a run. It decides what `choose` can choose from."""
+    """How often the loss on them is measured; None: twenty times a run. It decides what `choose` can choose from."""
     choose: Literal["last", "best"] = "last"
     """Which weights are published: the last, or those with the lowest loss on `validation`."""
     patience_images: int | None = Field(None, ge=1)

@@ -15,7 +15,7 @@ class Choice:
     keeps_best: bool = False
     """Whether the weights of the best validation are what is wanted."""
     every_images: int | None = None
-    """How often the loss is measured; None: five times a run."""
+    """How often the loss is measured; None: twenty times a run."""
     patience_images: int | None = None
     """Stop when the loss has not fallen for so many images; None: never."""
     best_loss: float | None = None

@@ -121,7 +121,7 @@ class Trainer:
     def _run(self, stream: Iterator[Any], writer: MetricWriter, progress: Progress) -> None:
         save_every = self._every(self.duration.checkpoint_every_images, 10)
         show_every = self._every(self.duration.visualise_every_images, 5)
-        validate_every = self._every(self.choice.every_images, 5) if self.choice else show_every
+        validate_every = self._every(self.choice.every_images, 20) if self.choice else show_every
         while not self._over and not self.stopping:
             self.meter.go_on()
             logs, keys = self._accumulate(stream)
