@@ -12,6 +12,10 @@ from hdtrain.errors import ConfigError
 from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
 
+CLASS_EMBEDDING_STD = 0.3
+"""Of the class embeddings at the start, about half the size of a trained timestep embedding: from zero the classes are
+told apart far later (docs/results.md)."""
+
 
 def build_denoiser(
     preset: str, channels: int, size: int, num_classes: int | None = None
@@ -81,7 +85,8 @@ def _unconditional(sizes: Denoiser, channels: int, size: int, num_classes: int |
         num_class_embeds=None if num_classes is None else num_classes + 1,
     )
     if unet.class_embedding is not None:
-        nn.init.zeros_(unet.class_embedding.weight)
+        nn.init.normal_(unet.class_embedding.weight, std=CLASS_EMBEDDING_STD)
+        nn.init.zeros_(unet.class_embedding.weight[-1])
     return unet
 
 

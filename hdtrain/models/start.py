@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -22,8 +21,8 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     where a normalisation has its groups) is the published model's: its weights were trained with that. The size of
     images or latents is `fresh`'s: both models are convolutional.
 
-    A class-conditional `fresh` may start from a denoiser without classes. Its class embeddings are zero then, so it
-    begins as that denoiser, for every class.
+    A class-conditional `fresh` may start from a denoiser without classes. It keeps its own class embeddings then, of which
+    the hidden class's is zero: with it, it begins as that denoiser.
 
     Raises:
         CheckpointError: the models differ; the first differing weights are named.
@@ -40,7 +39,7 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
         raise CheckpointError(f"start: {directory} is a {found_class}, and this trains a {model.__name__}")
     start: ModelT = model.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     if isinstance(start, UNet2DModel) and isinstance(fresh, UNet2DModel):
-        start = _with_classes(start, fresh.config["num_class_embeds"])
+        start = _with_classes(start, fresh)
     problems = _differences(start, fresh)
     if problems:
         more = f", and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
@@ -54,13 +53,14 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     return start
 
 
-def _with_classes(start: UNet2DModel, count: int | None) -> Any:
-    """`start` with class embeddings of zero, if there are to be any and it has none."""
+def _with_classes(start: UNet2DModel, fresh: UNet2DModel) -> Any:
+    """`start` with the class embeddings of `fresh`, if there are to be any and it has none."""
+    count = fresh.config["num_class_embeds"]
     if count is None or start.class_embedding is not None:
         return start
     model: Any = UNet2DModel.from_config({**start.config, "num_class_embeds": count})
-    zeros = torch.zeros_like(model.class_embedding.weight)
-    model.load_state_dict({**start.state_dict(), "class_embedding.weight": zeros})
+    embeddings = fresh.state_dict()["class_embedding.weight"]
+    model.load_state_dict({**start.state_dict(), "class_embedding.weight": embeddings})
     return model
 
 

@@ -55,14 +55,15 @@ def weights(run) -> dict[str, torch.Tensor]:
     return load_file(run / "model/diffusion_pytorch_model.safetensors")
 
 
-def test_it_begins_as_the_unconditional_denoiser_for_every_class(chain):
+def test_with_the_class_hidden_it_begins_as_the_unconditional_denoiser(chain):
     unet = start_from(build_unconditional("tiny", 3, 8, num_classes=2), chain["ldm"]).eval()
     plain = load_denoiser(chain["ldm"])
     assert hidden_class(unet) == 2
     z, t = torch.randn(3, 3, 8, 8), torch.tensor([7, 300, 900])
     with torch.no_grad():
-        for label in range(3):
-            torch.testing.assert_close(unet(z, t, torch.full((3,), label)).sample, plain(z, t).sample, rtol=0, atol=0)
+        first, second, hidden = (unet(z, t, torch.full((3,), label)).sample for label in range(3))
+    torch.testing.assert_close(hidden, plain(z, t).sample, rtol=0, atol=0)
+    assert not torch.equal(first, hidden) and not torch.equal(first, second), "from one point they are told apart late"
     assert all(parameter.requires_grad for parameter in unet.parameters())
 
 
@@ -77,13 +78,17 @@ def test_training_makes_the_classes_differ_and_the_manifest_names_them(denoiser)
 
 
 def test_a_class_is_hidden_as_often_as_asked(chain, tmp_path):
-    """Embeddings begin at zero and move only where their class was seen."""
-    still = {"optim": {"lr": 1e-3, "weight_decay": 0.0, "warmup_images": 0}, "duration": {"images": 8}}
-    never = conditional(chain, tmp_path / "never", label_dropout=0.0, **still)
-    moved = [bool(row.any()) for row in weights(never)[EMBEDDING]]
-    assert moved == [True, True, False]
-    nearly = conditional(chain, tmp_path / "always", label_dropout=0.999, **still)
-    assert [bool(row.any()) for row in weights(nearly)[EMBEDDING]] == [False, False, True]
+    """Embeddings move only where their class was seen: then they depend on the learning rate."""
+
+    def embeddings(label_dropout: float, lr: float) -> torch.Tensor:
+        settings = {"optim": {"lr": lr, "weight_decay": 0.0, "warmup_images": 0}, "duration": {"images": 8}}
+        run = conditional(chain, tmp_path / f"{label_dropout}-{lr}", label_dropout=label_dropout, **settings)
+        return weights(run)[EMBEDDING]
+
+    for label_dropout, moved in ((0.0, [True, True, False]), (0.999, [False, False, True])):
+        slow, fast = (embeddings(label_dropout, lr) for lr in (1e-3, 2e-3))
+        assert [not torch.equal(a, b) for a, b in zip(slow, fast, strict=True)] == moved
+    assert embeddings(0.0, 1e-3)[2].count_nonzero() == 0
 
 
 def test_the_loss_on_fixed_noise_is_that_with_every_samples_own_class(chain, denoiser):
