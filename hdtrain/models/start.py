@@ -21,8 +21,8 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     where a normalisation has its groups) is the published model's: its weights were trained with that. The size of
     images or latents is `fresh`'s: both models are convolutional.
 
-    A class-conditional `fresh` may start from a denoiser without classes. It keeps its own class embeddings then, of which
-    the hidden class's is zero: with it, it begins as that denoiser.
+    A class-conditional `fresh` may start from a denoiser without classes. It keeps its own class embeddings then; the
+    hidden class's is zero, so with that one it begins as the other denoiser.
 
     Raises:
         CheckpointError: the models differ; the first differing weights are named.
