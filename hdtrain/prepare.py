@@ -6,6 +6,7 @@ another run is renamed to `NAME.previous-<its fingerprint>`.
 
 import contextlib
 import fcntl
+import importlib
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ import yaml
 
 from hdtrain.config.base import Config, InputTree, references
 from hdtrain.config.load import validate
+from hdtrain.config.stages import STAGES
 from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.atomic import write_bytes
@@ -90,11 +92,15 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
 
     Raises:
         ConfigError: a parent is not published, or a weights file is missing.
+        ManifestError: the parents do not fit each other, as far as their manifests tell.
         HdtrainError: the directory holds files that are no run's.
     """
     run = RunDir(directory)
     parents = read_parents(config, source)
     _check_place(directory, config, parents)
+    if STAGES[stage].check:
+        manifests = dict(parents.values())
+        importlib.import_module(STAGES[stage].check).check(config, manifests.__getitem__)
     missing = missing_raw_data(config)
     if missing and run.manifest.exists():
         wanted = fingerprint(stage, config, parents, raw_data=False)

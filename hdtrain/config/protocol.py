@@ -76,11 +76,11 @@ CONFLICTS: dict[str, dict[Protocol, Settings]] = {
         "released_code": {"model.name": "vit_small_patch16_224", "model.reader.resize": "crop"},
     },
     "sweep-guidance": {
-        "paper": {"solver.steps": 200},
+        "paper": {"solver.steps": 200, "solver.eta": 0.0},
         "released_code": {"solver.steps": 50, "solver.eta": 1.0},
     },
     "sample": {
-        "paper": {"guidance": 1.0, "solver.steps": 200},
+        "paper": {"guidance": 1.0, "solver.steps": 200, "solver.eta": 0.0},
         "released_code": {"guidance": 10.0, "solver.steps": 50, "solver.eta": 1.0},
     },
 }

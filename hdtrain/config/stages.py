@@ -23,6 +23,8 @@ class StageSpec:
     needs_torch: bool = True
     one_process: bool = False
     """More ranks would find nothing to do."""
+    check: str = ""
+    """Module whose `check(config, manifest_of)` finds, without torch, what the parents' manifests tell of mistakes."""
     repeats: bool = False
     """The single-stage command runs it again although it is done: a check of what lies on the disk now."""
 
@@ -54,7 +56,9 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("train-classifier", TrainClassifierConfig, "classifier", "train φ, ϕ or a downstream classifier"),
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
         StageSpec("sweep-guidance", SweepGuidanceConfig, "sweep", "choose the guidance scale by looking at each"),
-        StageSpec("sample", SampleConfig, "images", "classifier-guided mass generation"),
+        StageSpec(
+            "sample", SampleConfig, "images", "classifier-guided mass generation", check="hdtrain.sampling.fit"
+        ),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
         StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),

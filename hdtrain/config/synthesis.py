@@ -14,7 +14,7 @@ from hdtrain.config.base import (
     SelectionParent,
     SweepParent,
 )
-from hdtrain.config.protocol import FollowsProtocol
+from hdtrain.config.protocol import CONFLICTS, FollowsProtocol
 from hdtrain.config.training import EncoderConfig
 
 
@@ -70,11 +70,28 @@ class SampleConfig(FollowsProtocol):
 
     @model_validator(mode="after")
     def _guidance_of_a_classifier(self) -> "SampleConfig":
-        if self.guidance_from is not None and self.classifier is None:
+        if self.classifier is not None:
+            return self
+        if self.guidance_from is not None:
             raise ValueError(
                 "guidance_from is the g of a classifier; give 'classifier' (ϕ), or leave guidance_from out"
             )
+        untouched = CONFLICTS["sample"][self.protocol]["guidance"], 1.0, 0.0
+        if self.guidance not in untouched:
+            raise ValueError(
+                f"guidance={self.guidance:g} is the g of a classifier, and there is none; give 'classifier' (ϕ), or leave "
+                "guidance out"
+            )
         return self
+
+    def departures(self) -> list[str]:
+        """As every stage's; without ϕ its g is no departure, but its absence is, and so is the other guidance."""
+        lines = super().departures()
+        if self.classifier is None:
+            lines = [line for line in lines if not line.startswith("guidance:")] + ["classifier: none (ϕ)"]
+        if self.classifier_free is not None:
+            lines.append(f"classifier_free: {self.classifier_free:g} (none)")
+        return lines
 
 
 class SweepGuidanceConfig(FollowsProtocol):
@@ -175,6 +192,8 @@ class SelectConfig(Config):
             raise ValueError(f"top_up needs one set of candidates, got {len(self.candidates)}")
         if any(ratio <= 0 for ratio in self.ratios):
             raise ValueError("ratios must be greater than 0")
+        if len(set(self.data_sets)) < len(self.data_sets):
+            raise ValueError(f"ratios: expected every ratio once, got {self.ratios}")
         return self
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdtrain.config.training import NoiseScheduleConfig, Prediction
-from hdtrain.errors import ConfigError
+from hdtrain.diffusion.steps import check_steps
 
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
@@ -87,21 +87,11 @@ def timesteps_of(scheduler: Scheduler, steps: int) -> list[int]:
     """The timesteps of a solver with `steps` steps, largest first.
 
     Raises:
-        ConfigError: for DDIM and DDPM, `steps` does not divide the number of training timesteps into equal parts (of at
-            least two where DDIM's first timestep is 1); for the others, there are not so many timesteps.
+        ConfigError: as `check_steps`.
     """
     config: Any = scheduler.config
     total = config["num_train_timesteps"]
-    if isinstance(scheduler, DDIMScheduler | DDPMScheduler):
-        every = isinstance(scheduler, DDPMScheduler) or config["timestep_spacing"] == "trailing"
-        fitting = [s for s in range(1, total + every) if total % s == 0]
-        if steps not in fitting:
-            nearest = sorted(fitting, key=lambda s: abs(s - steps))[:4]
-            problem = f"solver.steps: must divide {total} timesteps evenly, got {steps}; near it: {sorted(nearest)}"
-            raise ConfigError("solver", [problem])
-    elif steps >= total:
-        raise ConfigError(
-            "solver", [f"solver.steps: must be less than the {total} timesteps, got {steps}; 20 to 50 do"]
-        )
+    kinds = {DDIMScheduler: "ddim", DDPMScheduler: "ddpm"}
+    check_steps(kinds.get(type(scheduler), "other"), steps, total, config["timestep_spacing"] == "trailing")
     scheduler.set_timesteps(steps)
     return [int(t) for t in torch.as_tensor(scheduler.timesteps)]

@@ -69,6 +69,18 @@ class Inputs:
         return cls(classes, train, test, {**image_sets, YARDSTICK: test}, classifiers)
 
 
+def arm_warnings(config: EvaluateConfig, inputs: Inputs) -> list[str]:
+    """A warning where an arm's classifier was not trained on the synthetic images that are scored under its name."""
+    return [
+        f"arms.{name}: its classifier {inputs.classifiers[name][0]} was not trained on the images of {arm.synthetic}, so "
+        "their figures say nothing of this arm"
+        for name, arm in config.arms.items()
+        if arm.synthetic
+        and inputs.image_sets[name][1].identity
+        not in {parent.identity for parent in inputs.classifiers[name][1].parents.values()}
+    ]
+
+
 def judge_warnings(config: EvaluateConfig, inputs: Inputs, manifests: Mapping[Path, Manifest]) -> list[str]:
     """A warning where the judge had a part in making the images that it judges (it is ϕ, or φ of D′)."""
     if config.judge is None:

@@ -6,7 +6,7 @@ The report reads figures from here and from nowhere else.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from hdtrain.config.base import Config
 from hdtrain.formats.atomic import write_json
@@ -23,6 +23,8 @@ TRAINING = "real training images"
 
 class Metric(Config):
     """One figure. `interval` is 95 %; `method` says how it came about."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a figure that could not be measured
 
     value: float
     interval: tuple[float, float] | None = None

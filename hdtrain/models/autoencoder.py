@@ -11,12 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hdtrain.config.presets import AUTOENCODERS
-from hdtrain.errors import ManifestError
-from hdtrain.formats.manifest import Manifest, check_files, read_manifest
+from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
-
-PIXELS = "pixels"
-"""The `space` in the manifest of a model that was trained without an autoencoder."""
 
 
 def build_autoencoder(preset: str, resolution: int) -> AutoencoderKL:
@@ -125,30 +121,6 @@ def load_autoencoder(directory: Path, device: torch.device | None = None) -> Pub
     vae.requires_grad_(False).eval()
     codec = LatentCodec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
     return PublishedAutoencoder(codec, manifest.info)
-
-
-def check_same_latent_space(what: str, ours: dict[str, Any], vae: Path, theirs: dict[str, Any]) -> None:
-    """Refuse to mix latents, models and autoencoders of different latent spaces.
-
-    Raises:
-        ManifestError: the encoder's hash or the latent scale differs; both are named.
-    """
-    if ours["encoder_id"] != theirs["encoder_id"]:
-        raise ManifestError(
-            f"{what} belongs to the autoencoder with encoder {str(ours['encoder_id'])[:12]}, but {vae} has encoder "
-            f"{str(theirs['encoder_id'])[:12]}: the VAE does not match the latents; "
-            f"make it again with {vae}, or name the VAE it was made with"
-        )
-    if ours["latent_scale"] != theirs["latent_scale"]:
-        raise ManifestError(
-            f"{what} was made with latent scale {ours['latent_scale']:.6g}, "
-            f"but {vae} has {theirs['latent_scale']:.6g}; name the VAE that it was made with"
-        )
-
-
-def manifest_latent_space(manifest: Manifest) -> dict[str, Any]:
-    """The two facts that identify a latent space."""
-    return {"encoder_id": manifest.info["encoder_id"], "latent_scale": manifest.info["latent_scale"]}
 
 
 def encoder_id(vae: AutoencoderKL) -> str:

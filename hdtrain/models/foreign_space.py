@@ -7,14 +7,9 @@ from typing import Any
 
 from hdtrain.config.exchange import ImportConfig
 from hdtrain.errors import ManifestError, WeightsError
+from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
-from hdtrain.models.autoencoder import (
-    PIXELS,
-    check_same_latent_space,
-    encoder_id,
-    load_autoencoder,
-    manifest_latent_space,
-)
+from hdtrain.models.autoencoder import encoder_id, load_autoencoder
 from hdtrain.models.foreign import ForeignDenoiser, square
 
 UNKNOWN = "unknown"

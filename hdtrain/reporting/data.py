@@ -44,6 +44,7 @@ def collect(config: ReportConfig) -> ReportData:
     sweep = _read_sweep(config.sweep.resolve()) if config.sweep else None
     starts = [evaluation, selection, *([config.sweep.resolve()] if config.sweep else [])]
     runs, warnings = follow(starts)
+    warnings += _strangers(evaluation, selection, config.sweep.resolve() if config.sweep else None)
     return ReportData(
         title=config.title,
         examples_per_class=config.examples_per_class,
@@ -55,6 +56,17 @@ def collect(config: ReportConfig) -> ReportData:
         warnings=[*results.protocol.get("warnings", []), *warnings],
         sweep=sweep,
     )
+
+
+def _strangers(evaluation: Path, selection: Path, sweep: Path | None) -> list[str]:
+    """Warnings where what is to be shown has no part in what was evaluated."""
+    reached, _ = follow([evaluation])
+    strangers = [("selection", selection), *([("sweep", sweep)] if sweep else [])]
+    return [
+        f"{what} {path} has no part in the images that were evaluated: what is shown of it is another run's"
+        for what, path in strangers
+        if path not in reached
+    ]
 
 
 def _read_sweep(directory: Path) -> SweepResults:

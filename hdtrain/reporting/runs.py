@@ -16,7 +16,7 @@ from hdtrain.formats.run_dir import RunDir
 HIGHLIGHTS = (
     "protocol", "preset", "model.kind", "model.preset", "model.name", "model.augmented_copies", "reader.resolution",
     "duration.images", "batch.global_batch_size", "optim.lr", "engine.precision", "perceptual.kind",
-    "classifier_weight", "guidance", "guidances", "choice", "solver.kind",
+    "classifier_weight", "guidance", "classifier_free", "guidances", "choice", "solver.kind",
     "solver.steps", "per_class", "sample.mode", "sample.per_class",
     "sample.fraction", "max_samples", "ratios", "gates.confidence", "gates.nearest_centroid", "shortfall",
     "encoder.kind", "encoder.name", "bootstrap_resamples",
@@ -93,8 +93,10 @@ class Run:
 
     @property
     def highlights(self) -> dict[str, Any]:
-        """The keys of `HIGHLIGHTS` that this config holds."""
+        """The keys of `HIGHLIGHTS` that this config holds; of guidance what the manifest says was used."""
         flat = dict(flatten(self.config))
+        if self.manifest and self.stage == "sample":
+            flat |= {key: self.manifest.info.get(key) for key in ("guidance", "classifier_free")}
         return {key: flat[key] for key in HIGHLIGHTS if flat.get(key) is not None}
 
     @property

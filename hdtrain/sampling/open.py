@@ -5,9 +5,10 @@ from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.models.denoiser import load_denoiser
+from hdtrain.sampling.fit import ManifestOf, classes_of, with_guidance
 from hdtrain.sampling.generate import ImageGenerator
-from hdtrain.sampling.models import ManifestOf, classes_of, load_decoder, load_guide, with_guidance
-from hdtrain.sampling.plan import SamplePlan
+from hdtrain.sampling.models import load_decoder, load_guide
+from hdtrain.sampling.plan import SamplePlan, counts_of
 
 
 def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenerator:
@@ -25,7 +26,7 @@ def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenera
     decoder, classifier = load_decoder(config, manifest_of), load_guide(config, manifest_of)
     return ImageGenerator(
         config=config,
-        plan=SamplePlan(config.per_class, len(classes) if classes else 1, config.samples_per_shard),
+        plan=SamplePlan(counts_of(config.per_class, classes), config.samples_per_shard),
         denoiser=load_denoiser(config.denoiser, device()),
         decoder=decoder,
         classifier=classifier,

@@ -105,7 +105,8 @@ class Continuation:
         for label, (have, count) in enumerate(zip(made, more, strict=True)):
             for first in range(have, have + count, self.config.samples_per_shard):
                 last = min(first + self.config.samples_per_shard, have + count) - 1
-                units.append(Unit(number + len(units), first * classes + label, last * classes + label + 1, classes))
+                indices = range(first * classes + label, last * classes + label + 1, classes)
+                units.append(Unit(number + len(units), indices))
         return units
 
     def maker(self, shards: Path, world: World) -> Callable[[int, Sequence[int], Sequence[int]], list[Path]]:

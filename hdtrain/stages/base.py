@@ -1,6 +1,6 @@
 """What every stage gets: its run directory, its parents' manifests, its place among the ranks, and `publish`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,18 @@ class StageContext:
         config = validate(STAGES[stage].config, read_yaml(run.config), str(run.config))
         parents = read_parents(config, str(run.config))
         prepared = read_run_json(run).get("fingerprint") or fingerprint(stage, config, parents)
-        protocol = None
-        if isinstance(config, FollowsProtocol):
-            protocol = {"name": config.protocol, "departures": config.departures()}
-        return config, cls(stage, run, parents, prepared, World.from_environment(), protocol)
+        context = cls(stage, run, parents, prepared, World.from_environment())
+        return config, context.following(config) if isinstance(config, FollowsProtocol) else context
+
+    def following(self, config: FollowsProtocol, *more: str) -> "StageContext":
+        """The same, with the protocol of `config` and its departures, `more` and those of the parents among them."""
+        parents = [
+            f"{dotted}: follows {manifest.protocol['name']} ({config.protocol})"
+            for dotted, (_, manifest) in self.parents.items()
+            if manifest.protocol and manifest.protocol["name"] != config.protocol
+        ]
+        protocol = {"name": config.protocol, "departures": [*config.departures(), *more, *parents]}
+        return replace(self, protocol=protocol)
 
     def manifest_of(self, directory: Path) -> Manifest:
         """The manifest of a parent, by the path that the config holds."""

@@ -10,7 +10,7 @@ from hdtrain.distributed.collectives import device
 from hdtrain.evaluation.arms import predict_arms, score_arms, score_colours, unequal_steps
 from hdtrain.evaluation.galleries import closest_pairs, failures, pool_of
 from hdtrain.evaluation.image_sets import ImageScorer
-from hdtrain.evaluation.inputs import Inputs, describe, judge_warnings, leaks
+from hdtrain.evaluation.inputs import Inputs, arm_warnings, describe, judge_warnings, leaks
 from hdtrain.evaluation.measurements import measure_sets
 from hdtrain.evaluation.statistics import SplitBootstrap
 from hdtrain.evaluation.summary import format_table, write_predictions
@@ -27,7 +27,8 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
     encoder = build_encoder(config.encoder).to(device())
     parts = Parts.open(context.run.path, context.fingerprint, context.world)
     train, test = (describe(name, getattr(inputs, name), parts) for name in ("train", "test"))
-    warnings = leaks(train, test) + unequal_steps(inputs) + judge_warnings(config, inputs, manifests)
+    warnings = leaks(train, test) + unequal_steps(inputs)
+    warnings += arm_warnings(config, inputs) + judge_warnings(config, inputs, manifests)
     predictions = predict_arms(config, inputs, parts)
     measured, image_sets = measure_sets(config, inputs, encoder, parts)
     if not context.world.is_main:

@@ -12,9 +12,9 @@ from pathlib import Path
 from hdtrain.config.exchange import ExportConfig
 from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import sha256_file, write_bytes, write_json
+from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest, check_files
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.autoencoder import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.reporting.model_card import WeightsFile, model_card
 from hdtrain.stages.base import StageContext
 

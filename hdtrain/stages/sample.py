@@ -7,7 +7,7 @@ from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.shards import is_complete, shard_entry
 from hdtrain.progress import Progress
-from hdtrain.sampling.models import classes_of
+from hdtrain.sampling.fit import classes_of
 from hdtrain.sampling.open import open_generator
 from hdtrain.sampling.write import write_unit
 from hdtrain.stages.base import StageContext
@@ -18,6 +18,7 @@ def run(config: SampleConfig, context: StageContext) -> None:
     use_reproducible_kernels()
     classes = classes_of(config, context.manifest_of)
     source = open_generator(config, context.manifest_of)
+    context = context.following(source.config, *_released_code_has_no(config, context))
     plan, common = source.plan, _common(source.config, context, bool(context.manifest_of(config.denoiser).classes))
     todo = [u for u in context.world.share(plan.units()) if not is_complete(context.run.shards / u.name)]
     total = sum(len(unit.indices) for unit in todo)
@@ -35,6 +36,11 @@ def run(config: SampleConfig, context: StageContext) -> None:
             info={"class_counts": dict.fromkeys(classes or [], config.per_class), "seed": config.seed, **common},
         )
         print(f"sampled {plan.num_images:,} images in {len(plan.units())} shards")
+
+
+def _released_code_has_no(config: SampleConfig, context: StageContext) -> list[str]:
+    adapted = config.decoder and context.manifest_of(config.decoder).stage == "adapt-decoder"
+    return ["decoder: adapted (plain)"] if config.protocol == "released_code" and adapted else []
 
 
 def _common(config: SampleConfig, context: StageContext, class_conditional: bool) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from hdtrain.data.latents import TrainingLatents
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.errors import ManifestError
 from hdtrain.features.weights import load_strictly, read_state
+from hdtrain.formats.latent_space import check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
-from hdtrain.models.autoencoder import check_same_latent_space, manifest_latent_space
 from hdtrain.models.classifier import Classifier
 from hdtrain.models.classifiers.timm_model import check_timm
 from hdtrain.training.classifier import ClassifierTask, ImageClassifierTask, LatentClassifierTask

@@ -10,15 +10,9 @@ from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.distributed.collectives import device
 from hdtrain.errors import ManifestError
+from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
-from hdtrain.models.autoencoder import (
-    PIXELS,
-    Codec,
-    PixelCodec,
-    check_same_latent_space,
-    load_autoencoder,
-    manifest_latent_space,
-)
+from hdtrain.models.autoencoder import Codec, PixelCodec, load_autoencoder
 from hdtrain.training.fixed_noise import Source
 
 ManifestOf = Callable[[Path], Manifest]

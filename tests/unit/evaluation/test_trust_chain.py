@@ -86,6 +86,11 @@ def test_a_judge_that_had_a_part_in_making_the_images_is_warned_about(results):
     assert "had a part in making the images of sampled:" in warning
 
 
+def test_images_that_an_arm_never_saw_are_named(results):
+    told = [text for text in results.protocol["warnings"] if "was not trained on the images of" in text]
+    assert [text.partition(":")[0] for text in told] == ["arms.copied", "arms.sampled"]
+
+
 def test_distances_are_distributions_with_their_threshold(results):
     for space, found in results.distances.items():
         assert found.real_to_real[0] <= found.threshold <= found.real_to_real[1] + 1e-12, space

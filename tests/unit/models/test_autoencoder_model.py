@@ -9,15 +9,9 @@ from safetensors.torch import load_file
 from hdtrain.config.presets import AUTOENCODERS, DISCRIMINATOR_CHANNELS
 from hdtrain.errors import ManifestError
 from hdtrain.formats.checkpoint import find_latest
+from hdtrain.formats.latent_space import check_same_latent_space
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.models.autoencoder import (
-    LatentCodec,
-    build_autoencoder,
-    check_same_latent_space,
-    load_autoencoder,
-    to_uint8,
-    to_unit_range,
-)
+from hdtrain.models.autoencoder import LatentCodec, build_autoencoder, load_autoencoder, to_uint8, to_unit_range
 from hdtrain.models.denoiser import load_denoiser
 from hdtrain.models.discriminator import PatchDiscriminator
 

@@ -24,7 +24,8 @@ from hdtrain.models.autoencoder import load_autoencoder
 from hdtrain.models.classifier import load_classifier
 from hdtrain.models.denoiser import build_unconditional, hidden_class, load_denoiser
 from hdtrain.models.start import start_from
-from hdtrain.sampling.models import classes_of, load_guide
+from hdtrain.sampling.fit import classes_of
+from hdtrain.sampling.models import load_guide
 from hdtrain.sampling.open import open_generator
 from hdtrain.training.workload import costs_of
 
