@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hdtrain.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+_QUOTE = "'"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -113,21 +114,33 @@ def validate(model: type[ConfigT], tree: Mapping[str, Any], source: str) -> Conf
 
 
 def _problem(model: type[BaseModel], item: dict[str, Any]) -> str:
-    location = tuple(part for part in item["loc"])
-    dotted = ".".join(str(part) for part in location)
-    if item["type"] == "extra_forbidden":
-        parent, valid = _valid_keys(model, location[:-1])
+    location, kind, context = tuple(item["loc"]), item["type"], item.get("ctx", {})
+    parent, valid = _valid_keys(model, location[:-1])
+    dotted = ".".join([*parent, *map(str, location[-1:])])
+    if kind == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean '{'.'.join([*parent, close[0]])}'?" if close else f"valid keys: {', '.join(valid)}"
         return f"{dotted}: unknown key; {hint}"
-    if item["type"] == "missing":
-        return f"{dotted}: missing, and it has no default"
+    if kind in _TOLD:
+        return f"{dotted}{_TOLD[kind](context)}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if item["type"] == "value_error" and isinstance(item["input"], dict):  # the block's own check has said it all
-        return f"{dotted}: {message}" if dotted else message
-    shown = repr(item["input"]) if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
-    return f"{dotted}: {message}, got {shown}" if dotted else message
+    if kind != "value_error" or not (isinstance(item["input"], dict) or ", got " in message):
+        shown = repr(item["input"]) if not isinstance(item["input"], dict | list) else type(item["input"]).__name__
+        message += f", got {shown}"
+    return f"{dotted}: {message}" if dotted else message
+
+
+_TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "missing": lambda _: ": missing, and it has no default",
+    "union_tag_invalid": lambda context: (
+        f".{context['discriminator'].strip(_QUOTE)}: expected one of {context['expected_tags'].replace(_QUOTE, '')}, "
+        f"got '{context['tag']}'"
+    ),
+    "union_tag_not_found": lambda context: f": {context['discriminator']} is missing, which says what it is",
+    "too_short": lambda context: f": expected at least {context['min_length']} values, got {context['actual_length']}",
+}
+"""Kinds of pydantic's mistakes that we tell in our own words, from their context."""
 
 
 def _valid_keys(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:

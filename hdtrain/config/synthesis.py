@@ -79,8 +79,8 @@ class SampleConfig(FollowsProtocol):
         untouched = CONFLICTS["sample"][self.protocol]["guidance"], 1.0, 0.0
         if self.guidance not in untouched:
             raise ValueError(
-                f"guidance={self.guidance:g} is the g of a classifier, and there is none; give 'classifier' (ϕ), or leave "
-                "guidance out"
+                f"guidance={self.guidance:g} is the g of a classifier, and there is none; give 'classifier' (ϕ), or "
+                "leave guidance out"
             )
         return self
 

@@ -72,8 +72,8 @@ class Inputs:
 def arm_warnings(config: EvaluateConfig, inputs: Inputs) -> list[str]:
     """A warning where an arm's classifier was not trained on the synthetic images that are scored under its name."""
     return [
-        f"arms.{name}: its classifier {inputs.classifiers[name][0]} was not trained on the images of {arm.synthetic}, so "
-        "their figures say nothing of this arm"
+        f"arms.{name}: its classifier {inputs.classifiers[name][0]} was not trained on the images of {arm.synthetic}, "
+        "so their figures say nothing of this arm"
         for name, arm in config.arms.items()
         if arm.synthetic
         and inputs.image_sets[name][1].identity

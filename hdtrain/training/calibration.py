@@ -85,6 +85,11 @@ def fit_temperature(logits: Logits) -> float:
     return math.exp(float(found.x))
 
 
+def at_bound(temperature: float) -> bool:
+    """Whether the best temperature may lie outside of what was looked at."""
+    return abs(math.log(temperature)) > 0.99 * math.log(LARGEST_TEMPERATURE)
+
+
 def calibrate(logits: Logits) -> tuple[float, dict[str, float]]:
     """The temperature, and what it does: `nll` and `ece` before, `nll_calibrated` and `ece_calibrated` after.
 

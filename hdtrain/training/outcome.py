@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from hdtrain.training.calibration import calibrate
+from hdtrain.distributed.world import World
+from hdtrain.training.calibration import at_bound, calibrate
 from hdtrain.training.classifier import ClassifierTask, LatentClassifierTask
 
 KEY = "hdtrain"
@@ -48,7 +49,13 @@ def measure(task: ClassifierTask, model: Any, num_steps: int) -> Outcome:
     if isinstance(task, LatentClassifierTask):
         return Outcome(*made, figures)
     assert fixed.last is not None
-    return Outcome(*made, figures, *calibrate(fixed.last))
+    temperature, calibration = calibrate(fixed.last)
+    if at_bound(temperature) and World.from_environment().is_main:
+        print(
+            f"warning: the temperature is {temperature:.3g}, the end of what is looked at: on the validation images "
+            "the classifier is always right, or no better than chance; its probabilities say little"
+        )
+    return Outcome(*made, figures, temperature, calibration)
 
 
 def gather(outcomes: dict[int, Outcome]) -> dict[str, Any]:

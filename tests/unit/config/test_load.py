@@ -80,7 +80,14 @@ def test_every_mistake_has_its_dotted_path_the_value_and_the_nearest_key():
 def test_the_nearest_key_is_looked_for_in_the_variant_that_was_chosen():
     model = {"kind": "image", "images": ["a"], "redaer": {}}
     found = problems(TrainClassifierConfig, {"model": model, "duration": {"images": 1}})
-    assert found == ["model.image.redaer: unknown key; did you mean 'model.reader'?"]
+    assert found == ["model.redaer: unknown key; did you mean 'model.reader'?"]
+
+
+def test_an_unknown_kind_and_a_short_list_are_told_in_our_words():
+    found = problems(TrainClassifierConfig, {"model": {"kind": "pixels"}, "duration": {"images": 1}})
+    assert found == ["model.kind: expected one of image, latent, timm, got 'pixels'"]
+    found = problems(TrainClassifierConfig, {"model": {"images": ["a"]}, "duration": {"images": 1}, "seeds": []})
+    assert found == ["model: 'kind' is missing, which says what it is", "seeds: expected at least 1 values, got 0"]
 
 
 def test_rules_over_several_keys_say_which_rule():
