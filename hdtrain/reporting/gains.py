@@ -152,8 +152,10 @@ def _counts(own: Sequence[Comparison]) -> str:
 def _span(found: Sequence[Comparison]) -> str:
     gains = [item.gain for item in found]
     low, high = points(min(gains)), points(max(gains))
-    lost = sum(item.lost_by_correction for item in found)
-    note = f"; {lost} lost to the correction" if lost else ""
+    lost = [item for item in found if item.lost_by_correction]
+    named = join([f"{quoted(item.arm)} ({points(item.gain)})" for item in lost[:FEW]])
+    more = f" and {len(lost) - FEW} more" if len(lost) > FEW else ""
+    note = f"; without the correction {named}{more} would count" if lost else ""
     return f"{low} points{note}" if low == high else f"{low} to {high} points{note}"
 
 

@@ -73,7 +73,7 @@ def decide(results: Results) -> Verdict:
     ]
     return Verdict(
         gain_headline=gain_headline(against[results.baseline]),
-        trust_headline=f"Images {trust}",
+        trust_headline=_trust_headline(used, trust),
         gain=overall_gain(against[results.baseline]),
         trust=trust,
         paragraph=" ".join(sentence for sentence in sentences if sentence),
@@ -82,6 +82,12 @@ def decide(results: Results) -> Verdict:
         image_sets=trusts,
         colour_warning=bool(colour),
     )
+
+
+def _trust_headline(used: Sequence[Trust], trust: TrustOutcome) -> str:
+    """Of how many sets it is said, where not of all."""
+    found = sum(each.outcome == trust for each in used)
+    return f"Images {trust}" if found in (0, len(used)) else f"Images of {found} of {len(used)} arms {trust}"
 
 
 def _baseline_sentence(results: Results) -> str:
@@ -206,7 +212,7 @@ def _colour_sentence(results: Results) -> str:
     if colour is None or colour.value <= baseline.value - COLOUR_MARGIN:
         return ""
     return (
-        f"Warning: a classifier that sees nothing but colour histograms reaches {percent(colour.value)}, less than "
-        f"{100 * COLOUR_MARGIN:.0f} points below the baseline or above it: on this data set colour alone does most of "
-        "the work, so accuracy says little about anything else."
+        f"Warning: a classifier that sees nothing but colour histograms reaches {percent(colour.value)}, where the "
+        f"baseline has {percent(baseline.value)}: on this data set colour alone does most of the work, so accuracy "
+        "says little about anything else."
     )
