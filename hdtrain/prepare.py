@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 import yaml
 
@@ -30,6 +30,9 @@ from hdtrain.formats.run_dir import RunDir
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 _POLL_SEC, _SAY_EVERY_SEC = 0.2, 30.0
+_JOINED = "-joined"
+_JOIN_PATIENCE_SEC = 20.0
+"""How long a job that would join waits for the first one to make the run directory ready."""
 _DOING = {"done": "skip, done", "to do": "running"}
 
 
@@ -187,14 +190,28 @@ def _swap(directory: Path, state: State) -> None:
         state.earlier.rename(directory)
 
 
+class InUseError(HdtrainError):
+    """Another process holds the run directory."""
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the run directory for this process; the lock ends with the process, however that ends.
 
     Raises:
-        HdtrainError: another process holds it.
+        InUseError: another process holds it.
     """
-    path = directory.parent / f".lock-{directory.name}"
+    with _lock(directory, fcntl.LOCK_EX) as stream:
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _lock(directory: Path, how: int, suffix: str = "") -> Iterator[IO[str]]:
+    """The open lock file. Those that join a run share one of their own (`-joined`)."""
+    path = directory.parent / f".lock-{directory.name}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -204,16 +221,12 @@ def locked(directory: Path) -> Iterator[None]:
         ) from None
     with file as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, how | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise HdtrainError(
-                f"{directory} is in use by process {stream.read().strip()}; wait for it, or give --out another folder"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+            holder = f"process {number}" if (number := stream.read().strip()) else "another job"
+            raise InUseError(f"{directory} is in use by {holder}; wait for it, or give --out another folder") from None
+        yield stream
 
 
 def await_prepared(stage: str, config: Config, directory: Path, source: str, again: bool = False) -> State:
@@ -269,22 +282,80 @@ def run_node(
         again: run it although it is done.
     """
     _check_place(directory, config, read_parents(config, source))  # before a lock is left there
-    with locked(directory):
-        state = inspect(stage, config, directory, source)
-        if state.status == "done" and again:
-            RunDir(directory).manifest.unlink()
-            state = State("to do", state.fingerprint)
-        say(f"── {directory.name} ({stage}): {_DOING.get(state.status, state)}")
-        if state.status == "done":
-            return Outcome("skipped", 0, 0.0)
+    try:
+        with locked(directory):
+            return _run_held(stage, config, directory, ranks, launcher, source, say, again)
+    except InUseError:
+        if not STAGES[stage].shared:
+            raise
+    with _lock(directory, fcntl.LOCK_SH, _JOINED):
+        return _join(stage, config, directory, ranks, launcher, source, say)
+
+
+def _run_held(
+    stage: str,
+    config: Config,
+    directory: Path,
+    ranks: int,
+    launcher: Launcher,
+    source: str,
+    say: Callable[[str], None],
+    again: bool,
+) -> Outcome:
+    """`run_node` with the run directory locked."""
+    state = inspect(stage, config, directory, source)
+    if state.status == "done" and again:
+        RunDir(directory).manifest.unlink()
+        state = State("to do", state.fingerprint)
+    say(f"── {directory.name} ({stage}): {_DOING.get(state.status, state)}")
+    if state.status == "done":
+        return Outcome("skipped", 0, 0.0)
+    nobody_else: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if STAGES[stage].shared and state.status != "half done":  # a job that joined may still be at work there
+        nobody_else = _lock(directory, fcntl.LOCK_EX, _JOINED)
+    with nobody_else:
         if state.earlier and RunDir(state.earlier).manifest.exists():
             _swap(directory, state)
             return Outcome("skipped", 0, 0.0)
         prepare(stage, config, directory, state)
-        started = time.monotonic()
-        code = launcher.run_stage(stage, directory, ranks)
-        seconds = time.monotonic() - started
-        if code == 0 and not _published(directory, state.fingerprint):
-            raise HdtrainError(f"{stage} ended well but published no manifest in {directory}: this is a bug of {stage}")
-        status = {0: "done", STOPPED_EXIT_CODE: "stopped"}.get(code, "failed")
-        return Outcome(status, code, seconds)  # type: ignore[arg-type]
+    return _run_prepared(stage, directory, ranks, launcher, state.fingerprint)
+
+
+def _join(
+    stage: str,
+    config: Config,
+    directory: Path,
+    ranks: int,
+    launcher: Launcher,
+    source: str,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Help the job that holds the run directory, if it makes what is asked for.
+
+    Raises:
+        InUseError: it makes something else.
+    """
+    wanted, until = fingerprint(stage, config, read_parents(config, source)), time.monotonic() + _JOIN_PATIENCE_SEC
+    run = RunDir(directory)
+    while read_run_json(run).get("fingerprint") != wanted or not run.config.exists():
+        if time.monotonic() > until:
+            raise InUseError(
+                f"{directory} is in use by a job that makes something else there; wait for it, or give --out another "
+                "folder"
+            )
+        time.sleep(_POLL_SEC)
+    if _published(directory, wanted):
+        say(f"── {directory.name} ({stage}): skip, done")
+        return Outcome("skipped", 0, 0.0)
+    say(f"── {directory.name} ({stage}): another job is at work there; helping it")
+    return _run_prepared(stage, directory, ranks, launcher, wanted)
+
+
+def _run_prepared(stage: str, directory: Path, ranks: int, launcher: Launcher, wanted: str) -> Outcome:
+    started = time.monotonic()
+    code = launcher.run_stage(stage, directory, ranks)
+    seconds = time.monotonic() - started
+    if code == 0 and not _published(directory, wanted):
+        raise HdtrainError(f"{stage} ended well but published no manifest in {directory}: this is a bug of {stage}")
+    status = {0: "done", STOPPED_EXIT_CODE: "stopped"}.get(code, "failed")
+    return Outcome(status, code, seconds)  # type: ignore[arg-type]

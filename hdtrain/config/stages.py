@@ -25,6 +25,8 @@ class StageSpec:
     """More ranks would find nothing to do."""
     check: str = ""
     """Module whose `check(config, manifest_of)` finds, without torch, what the parents' manifests tell of mistakes."""
+    shared: bool = False
+    """Several jobs may work on one run at the same time: a second one joins the first."""
     repeats: bool = False
     """The single-stage command runs it again although it is done: a check of what lies on the disk now."""
 
@@ -57,7 +59,12 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
         StageSpec("sweep-guidance", SweepGuidanceConfig, "sweep", "choose the guidance scale by looking at each"),
         StageSpec(
-            "sample", SampleConfig, "images", "classifier-guided mass generation", check="hdtrain.sampling.fit"
+            "sample",
+            SampleConfig,
+            "images",
+            "classifier-guided mass generation",
+            check="hdtrain.sampling.fit",
+            shared=True,
         ),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),

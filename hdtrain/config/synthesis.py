@@ -15,6 +15,7 @@ from hdtrain.config.base import (
     SweepParent,
 )
 from hdtrain.config.protocol import CONFLICTS, FollowsProtocol
+from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.training import EncoderConfig
 
 
@@ -59,14 +60,29 @@ class SampleConfig(FollowsProtocol):
     classifier_free: float | None = Field(None, ge=0)
     """Of a class-conditional denoiser: ε_u + w·(ε_c − ε_u) (Ho & Salimans 2022), w = 1 being the plain conditional one;
     None is 1."""
-    per_class: int = Field(ge=1)
-    """Images a class; without classes, images in all."""
+    per_class: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+    """Images a class; without classes, images in all. By name where classes differ: those not named get none."""
+    images: str | None = None
+    """Of these images only some, as `0-999,5000`: each is what it would be in the whole run."""
     solver: SolverConfig = SolverConfig()
     samples_per_shard: int = Field(256, ge=1)
     batch_size: int = Field(32, ge=1)
+    """What the networks see at once. Another one moves a pixel in some ten thousand by 1 of 255, in `fp64` none."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Of the networks. `bf16`: the solver and the decoder stay fp32. `fp64`: everything."""
+    compile: bool = False
+    """The denoiser by torch.compile, with CUDA graphs on a GPU."""
     clip_latents: float | None = Field(None, gt=0)
     """Clamp the predicted scaled ẑ₀ (unit standard deviation; pixels: 1) to ± this; None: no clamp, as published."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_images(self) -> "SampleConfig":
+        if isinstance(self.per_class, dict) and not any(self.per_class.values()):
+            raise ValueError("per_class: expected at least one image, got none")
+        if self.images is not None:
+            parse_ranges(self.images)
+        return self
 
     @model_validator(mode="after")
     def _guidance_of_a_classifier(self) -> "SampleConfig":

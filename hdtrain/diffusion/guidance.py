@@ -14,10 +14,11 @@ LatentClassifierFn = Callable[[Tensor, Tensor], Tensor]
 def classifier_gradient(
     classifier: LatentClassifierFn, z_t: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], labels: Int[Tensor, " n"]
 ) -> Float[Tensor, "n c h w"]:
-    """∇_{z_t} log p_ϕ(y | z_t, t). The classifier's own parameters must be frozen."""
+    """∇_{z_t} log p_ϕ(y | z_t, t), in float32, of float64 in float64. The classifier's parameters must be frozen."""
+    dtype = torch.promote_types(z_t.dtype, torch.float32)
     with torch.enable_grad():
-        z = z_t.detach().float().requires_grad_(True)
-        log_probabilities = torch.log_softmax(classifier(z, t).float(), dim=1)
+        z = z_t.detach().to(dtype).requires_grad_(True)
+        log_probabilities = torch.log_softmax(classifier(z, t).to(dtype), dim=1)
         chosen = log_probabilities.gather(1, labels[:, None]).sum()
         return torch.autograd.grad(chosen, z)[0]
 

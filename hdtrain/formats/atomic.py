@@ -10,13 +10,14 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """Write to a temporary name beside `path`; on success fsync and rename, on failure remove. Makes the folder.
 
-    What a killed process left under the temporary name is written over by the next.
+    What a killed process left under the temporary name is written over by the next. Where two processes might write the
+    same file at once each gives a `writer` of its own; what a kill leaves then, `remove_temporaries` removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{'.' * bool(writer)}{writer}.tmp")
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -26,6 +27,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder in which nobody writes any more."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_through(path: Path, write: Callable[[Path], None]) -> None:
@@ -47,9 +54,9 @@ def sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, writer: str = "") -> None:
     """Write a whole file atomically."""
-    with atomic_file(path) as stream:
+    with atomic_file(path, writer) as stream:
         stream.write(data)
 
 

@@ -53,7 +53,8 @@ def record_prepared(run: RunDir, stage: str, fingerprint: str, without_raw_data:
 def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
     """Add an attempt to `run.json`."""
     record = read_run_json(run)
-    attempts = [*record.get("attempts", []), {"started": time.time(), "ranks": ranks, "pid": os.getpid()}]
+    attempt = {"started": time.time(), "ranks": ranks, "pid": os.getpid(), "host": socket.gethostname()}
+    attempts = [*record.get("attempts", []), attempt]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(
         run.run_json,
@@ -71,7 +72,12 @@ def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
 
 
 def record_end(run: RunDir, status: str) -> None:
-    """Close the newest attempt: `status` is done, failed or stopped."""
-    record = read_run_json(run)
-    record["attempts"][-1] |= {"ended": time.time(), "status": status}
-    write_json(run.run_json, record)
+    """Close this process's attempt: `status` is done, failed or stopped.
+
+    Of two jobs that begin or end in one moment one may write over what the other wrote: then that attempt is not there.
+    """
+    record, here = read_run_json(run), (socket.gethostname(), os.getpid())
+    own = [each for each in record.get("attempts", []) if (each.get("host"), each.get("pid")) == here]
+    if own:
+        own[-1] |= {"ended": time.time(), "status": status}
+        write_json(run.run_json, record)

@@ -69,6 +69,16 @@ class RunDir:
         return self.path / "heartbeats"
 
     @property
+    def claims(self) -> Path:
+        """Who works on which shard, while several jobs share a run (`hdtrain.formats.claims`)."""
+        return self.path / "claims"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """Images of the newest shard, a row a class."""
+        return self.path / "contact_sheet.jpg"
+
+    @property
     def shards(self) -> Path:
         """Tar shards and their sidecars."""
         return self.path / "shards"

@@ -44,11 +44,11 @@ class Sidecar:
         """Samples by class index."""
         return {str(label): count for label, count in sorted(Counter(x for x in self.labels if x is not None).items())}
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, writer: str = "") -> None:
         """Write atomically, a column a line."""
         columns = {**self.__dict__, "class_counts": self.class_counts}
         lines = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in columns.items()]
-        write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode(), writer)
 
     @classmethod
     def read(cls, path: Path) -> "Sidecar":
@@ -88,23 +88,23 @@ def parse_sidecar(data: bytes, source: str) -> Sidecar:
 class ShardWriter:
     """Write one shard under a temporary name; leaving the `with` block publishes tar, then sidecar.
 
-    An exception inside the block leaves nothing behind.
+    An exception inside the block leaves nothing behind. `writer` tells processes apart that may write the same shard.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.sidecar = path, Sidecar()
+    def __init__(self, path: Path, writer: str = ""):
+        self.path, self.sidecar, self._writer = path, Sidecar(), writer
         self._publishing = self._publish()
 
     @contextlib.contextmanager
     def _publish(self) -> Iterator[None]:
         with contextlib.closing(HashedFile()) as file:
-            with atomic_file(self.path) as file.stream:
+            with atomic_file(self.path, self._writer) as file.stream:
                 self._tar = TarWriter(file)
                 yield
                 self._tar.close()
                 file.hash_written()  # while the disk syncs
             self.sidecar.bytes, self.sidecar.sha256 = self._tar.offset, file.hexdigest()
-            self.sidecar.write(sidecar_path(self.path))
+            self.sidecar.write(sidecar_path(self.path), self._writer)
 
     def __enter__(self) -> "ShardWriter":
         self._publishing.__enter__()

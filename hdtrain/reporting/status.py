@@ -20,6 +20,7 @@ from hdtrain.formats.provenance import read_run_json
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.run_progress import Progress, read_progress, together
 from hdtrain.reporting.run_state import State, run_state
+from hdtrain.reporting.run_workers import live_workers, shared_progress, where
 from hdtrain.reporting.tail import number, tail
 
 _TELLING = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt)\b)|: stopped (by|because) ")
@@ -38,7 +39,7 @@ class Status:
     running_sec: float | None = None
     seconds_left: float | None = None
     progress: Progress | None = None
-    """Of a training; of one with several seeds, all of them together, with the figures of the newest."""
+    """Of a training (of one with several seeds, all of them together, with the figures of the newest) or a sampling."""
     seeds: dict[str, Progress] = field(default_factory=dict)
     shards: int | None = None
     """Written so far, by a stage that writes shards."""
@@ -102,6 +103,10 @@ def _read(run: RunDir, now: float) -> Status:
         status.running_sec = max(0.0, now - started)
     if "duration" in config:
         _add_progress(status, run, config, now)
+    elif workers := [] if state == "published" else live_workers(run, now):
+        status.state, status.detail, status.ranks = "running", where(workers), None
+        status.progress = shared_progress(run, config, workers)
+        _add_time_left(status)
     if run.shards.is_dir():
         status.shards = sum(entry.name.endswith(".json") for entry in os.scandir(run.shards))
     if state in ("hung", "stopped", "failed", "killed"):
@@ -136,8 +141,12 @@ def _add_progress(status: Status, run: RunDir, config: dict[str, Any], now: floa
         parts = {str(seed): read_progress(run.seed(seed), config, now) for seed in seeds if isinstance(seed, int)}
         status.seeds = {seed: part for seed, part in parts.items() if part.row_age_sec is not None}
         status.progress = together(list(parts.values()))
+    _add_time_left(status)
+
+
+def _add_time_left(status: Status) -> None:
     done = status.progress
-    if status.state == "running" and done.total_images and done.images_per_sec:
+    if done and status.state == "running" and done.total_images and done.images_per_sec:
         status.seconds_left = (done.total_images - done.images) / done.images_per_sec
 
 

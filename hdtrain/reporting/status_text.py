@@ -92,7 +92,8 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
 
 def _progress_facts(status: Status, done: Progress) -> Iterator[tuple[str, str]]:
     figures = done.figures
-    yield "step", _of(done.step, done.steps)
+    if done.step or done.steps:
+        yield "step", _of(done.step, done.steps)
     yield "images", _of(done.images, done.total_images)
     if done.images_per_sec:
         wait = f", {percent(figures['data_wait'])} of the time waiting for data" if "data_wait" in figures else ""

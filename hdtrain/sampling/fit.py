@@ -9,6 +9,7 @@ from hdtrain.diffusion.steps import check_steps
 from hdtrain.errors import ManifestError
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
+from hdtrain.sampling.plan import counts_of
 
 ManifestOf = Callable[[Path], Manifest]
 
@@ -22,7 +23,7 @@ def check(config: SampleConfig, manifest_of: ManifestOf) -> None:
     """
     check_decoder(config, manifest_of)
     check_guide(config, manifest_of)
-    classes_of(config, manifest_of)
+    counts_of(config.per_class, classes_of(config, manifest_of))
     schedule = NoiseScheduleConfig(**manifest_of(config.denoiser).info["schedule"])
     check_steps(config.solver.kind, config.solver.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
 

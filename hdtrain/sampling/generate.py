@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +33,25 @@ class ImageGenerator:
     schedule: NoiseSchedule
     prediction: Prediction
     device: torch.device
+    compiled: Callable[..., Any] | None = None
+    """The denoiser as torch.compile made it, where that is wanted."""
 
     def batches(self, unit: Unit) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices, uint8 NHWC images), always cut at the same indices: `batch_size` from the unit's start."""
-        for start in range(0, len(unit.indices), self.config.batch_size):
-            indices = list(unit.indices[start : start + self.config.batch_size])
-            yield indices, self._generate(indices)
+        """(indices, uint8 NHWC images), `batch_size` at a time.
+
+        The networks always see `batch_size` samples, the last of a unit repeated where it has fewer left: kernels sum
+        in another order at another batch size, but in one size they treat every sample alike, wherever it stands. So
+        the bits of image i depend on nothing but (seed, i) and `batch_size`.
+        """
+        size = self.config.batch_size
+        for start in range(0, len(unit.indices), size):
+            indices = list(unit.indices[start : start + size])
+            filled = indices + [indices[-1]] * (size - len(indices))
+            yield indices, self._generate(filled)[: len(indices)]
+
+    @property
+    def _solver_dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.precision == "fp64" else torch.float32
 
     @torch.no_grad()
     def _generate(self, indices: list[int]) -> np.ndarray:
@@ -45,7 +59,7 @@ class ImageGenerator:
 
         def draw(_: int = 0) -> Tensor:
             noise = [torch.randn(self.decoder.latent_shape, generator=source) for source in generators]
-            return torch.stack(noise).to(self.device)
+            return torch.stack(noise).to(self.device, self._solver_dtype)
 
         labels = torch.tensor([self.plan.label(index) for index in indices], device=self.device)
         z0 = sample_latents(
@@ -64,7 +78,12 @@ class ImageGenerator:
 
     def _denoiser_of(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser as a function of (z_t, t), at these classes if it is class-conditional."""
-        hidden = hidden_class(self.denoiser)
+        net, hidden = self.compiled or self.denoiser, hidden_class(self.denoiser)
+
+        def output(z: Tensor, *condition: Tensor) -> Tensor:
+            predicted: Tensor = net(z.to(self.denoiser.dtype), *condition).sample
+            return predicted.to(z.dtype)
+
         if hidden is None:
-            return lambda z, t: self.denoiser(z, t).sample
-        return at_classes(lambda z, t, c: self.denoiser(z, t, c).sample, labels, hidden, self.config.classifier_free)
+            return output
+        return at_classes(output, labels, hidden, self.config.classifier_free)

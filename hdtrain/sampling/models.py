@@ -43,7 +43,8 @@ class Guide:
 
     def __call__(self, z_t: Float[Tensor, "n c h w"], t: Int[Tensor, " n"]) -> Float[Tensor, "n k"]:
         """Logits."""
-        logits: Tensor = self.classifier(z_t, torch.zeros_like(t) if self.timesteps == "zero" else t)
+        dtype = next(self.classifier.parameters()).dtype
+        logits: Tensor = self.classifier(z_t.to(dtype), torch.zeros_like(t) if self.timesteps == "zero" else t)
         return logits
 
 

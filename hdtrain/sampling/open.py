@@ -1,5 +1,11 @@
-"""From a `sample` config to the generator of its images."""
+"""From a `sample` config to its plan, and to the generator of its images."""
 
+from typing import Any
+
+import torch
+from torch import nn
+
+from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
@@ -9,6 +15,18 @@ from hdtrain.sampling.fit import ManifestOf, classes_of, with_guidance
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.models import load_decoder, load_guide
 from hdtrain.sampling.plan import SamplePlan, counts_of
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+def open_plan(config: SampleConfig, manifest_of: ManifestOf) -> SamplePlan:
+    """Which images the run makes, and in which shards.
+
+    Raises:
+        ConfigError: classes that the models do not know, or no image at all.
+    """
+    only = parse_ranges(config.images) if config.images is not None else None
+    return SamplePlan(counts_of(config.per_class, classes_of(config, manifest_of)), config.samples_per_shard, only)
 
 
 def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenerator:
@@ -21,16 +39,29 @@ def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenera
     Raises:
         ManifestError: the models do not fit each other, or what is asked of them.
     """
-    config, classes = with_guidance(config, manifest_of), classes_of(config, manifest_of)
-    info = manifest_of(config.denoiser).info
-    decoder, classifier = load_decoder(config, manifest_of), load_guide(config, manifest_of)
+    config = with_guidance(config, manifest_of)
+    info, dtype = manifest_of(config.denoiser).info, _DTYPES[config.precision]
+    decoder, guide = load_decoder(config, manifest_of), load_guide(config, manifest_of)
+    denoiser: Any = load_denoiser(config.denoiser, device())
+    nn.Module.to(denoiser, dtype)
+    if guide:
+        guide.classifier.to(dtype)
+    if config.precision == "fp64" and isinstance(decoder, nn.Module):
+        decoder.double()
     return ImageGenerator(
         config=config,
-        plan=SamplePlan(counts_of(config.per_class, classes), config.samples_per_shard),
-        denoiser=load_denoiser(config.denoiser, device()),
+        plan=open_plan(config, manifest_of),
+        denoiser=denoiser,
         decoder=decoder,
-        classifier=classifier,
+        classifier=guide,
         schedule=NoiseSchedule(NoiseScheduleConfig(**info["schedule"])),
         prediction=info["prediction"],
         device=device(),
+        compiled=_compiled(denoiser) if config.compile else None,
     )
+
+
+def _compiled(denoiser: Any) -> Any:
+    """Every batch has one shape, so nothing is compiled twice; on a GPU the launches become one CUDA graph."""
+    mode = "reduce-overhead" if device().type == "cuda" else "default"
+    return torch.compile(denoiser, mode=mode, dynamic=False)

@@ -91,18 +91,3 @@ class SamplePlan:
         size = self.samples_per_shard
         starts = range(0, self.num_images, size)
         return [Unit(number, self.indices[start : start + size]) for number, start in enumerate(starts)]
-
-
-def parse_ranges(text: str) -> list[range]:
-    """`0-999,5000` as ranges.
-
-    Raises:
-        ValueError: not of that form.
-    """
-    found = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ValueError(f"expected indices and ranges as in 0-999,5000, got '{part.strip()}'")
-        found.append(range(int(first), int(last if dash else first) + 1))
-    return found

@@ -74,7 +74,8 @@ def generate_scales(
     total = sum(len(unit.indices) for _, unit, _ in todo)
     with Progress("sweep-guidance", total, enabled=world.is_main) as progress:
         for name, unit, path in todo:
-            write_unit(replace(source, config=configs[name]), unit, path, classes, metas[name], progress)
+            generator = replace(source, config=configs[name])
+            write_unit(generator, unit, path, classes, metas[name], lambda made, _: progress.update(len(made)))
     barrier()
 
 

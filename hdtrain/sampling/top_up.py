@@ -17,7 +17,7 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import is_complete, open_shards
 from hdtrain.progress import Progress
 from hdtrain.sampling.generate import ImageGenerator
-from hdtrain.sampling.open import open_generator
+from hdtrain.sampling.open import open_generator, open_plan
 from hdtrain.sampling.plan import Unit
 from hdtrain.sampling.write import write_unit
 
@@ -67,14 +67,17 @@ class Continuation:
             raise ManifestError(
                 f"top_up: what made the images of {directory} is not there: {error}; {advice}"
             ) from None
-        said = (config.per_class * len(manifest.classes), config.seed)
+        config = config.model_copy(update=moved)
+        if config.images is not None:
+            raise ManifestError(f"top_up: {directory} holds images {config.images} of its plan alone; {advice}")
+        said = (open_plan(config, parents.__getitem__).num_images, config.seed)
         published = (manifest.num_samples, manifest.info["seed"])
         if said != published:
             raise ManifestError(
                 f"top_up: {source} was edited: it says {said[0]} images of seed {said[1]}, and {published[0]} of seed "
                 f"{published[1]} were published; {advice}"
             )
-        return cls(directory, manifest, config.model_copy(update=moved), parents)
+        return cls(directory, manifest, config, parents)
 
     @cached_property
     def source(self) -> ImageGenerator:
@@ -123,7 +126,14 @@ class Continuation:
             todo = [unit for unit in world.share(units) if not is_complete(shards / unit.name)]
             with Progress("select: topping up", sum(len(u.indices) for u in todo), enabled=world.is_main) as progress:
                 for unit in todo:
-                    write_unit(self.source, unit, shards / unit.name, classes, self._common, progress)
+                    write_unit(
+                        self.source,
+                        unit,
+                        shards / unit.name,
+                        classes,
+                        self._common,
+                        lambda made, _: progress.update(len(made)),
+                    )
             barrier()
             return [shards / unit.name for unit in units]
 

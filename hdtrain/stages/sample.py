@@ -1,41 +1,49 @@
-"""`hdtrain sample CONFIG --out RUN`: guided generation; the same images from any number of ranks."""
+"""`hdtrain sample CONFIG --out RUN`: guided generation; the same images from any number of ranks and jobs."""
 
+import shutil
 from typing import Any
 
 from hdtrain.config.synthesis import SampleConfig, SolverConfig
-from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
+from hdtrain.distributed.collectives import use_reproducible_kernels
+from hdtrain.distributed.stop import STOP
+from hdtrain.errors import ConfigError
+from hdtrain.formats.claims import Claims
 from hdtrain.formats.manifest import FieldSpec
-from hdtrain.formats.shards import is_complete, shard_entry
-from hdtrain.progress import Progress
+from hdtrain.formats.shards import shard_entry
+from hdtrain.sampling.extend import take_over
 from hdtrain.sampling.fit import classes_of
 from hdtrain.sampling.open import open_generator
-from hdtrain.sampling.write import write_unit
+from hdtrain.sampling.work import Worker
 from hdtrain.stages.base import StageContext
 
 
 def run(config: SampleConfig, context: StageContext) -> None:
     """Run the stage."""
+    STOP.install()
     use_reproducible_kernels()
     classes = classes_of(config, context.manifest_of)
     source = open_generator(config, context.manifest_of)
     context = context.following(source.config, *_released_code_has_no(config, context))
     plan, common = source.plan, _common(source.config, context, bool(context.manifest_of(config.denoiser).classes))
-    todo = [u for u in context.world.share(plan.units()) if not is_complete(context.run.shards / u.name)]
-    total = sum(len(unit.indices) for unit in todo)
-    with Progress("sample", total, enabled=context.world.is_main) as progress:
-        for unit in todo:
-            write_unit(source, unit, context.run.shards / unit.name, classes, common, progress)
-    barrier()
-    if context.world.is_main:
-        size = source.decoder.resolution
+    if not plan.num_images:
+        raise ConfigError("images", [f"images: {config.images} holds none of the images that per_class asks for"])
+    units = plan.units()
+    take_over(config, context.run, context.parents, units)
+    with Claims(context.run.claims, context.world.rank) as claims:
+        worker = Worker(source, units, context.run, context.world, claims, classes, common)
+        worker.make_all()
+        if not context.world.is_main or not worker.publishes():
+            return
+        size, counts = source.decoder.resolution, dict(zip(classes or [], plan.class_counts, strict=False))
         context.publish(
             fields={"image": FieldSpec(dtype="uint8", shape=[size, size, 3], range=(0, 255), layout="HWC RGB")},
-            shards=[shard_entry(context.run.shards / unit.name, context.run.path) for unit in plan.units()],
+            shards=[shard_entry(context.run.shards / unit.name, context.run.path) for unit in units],
             split="synthetic",
             classes=classes,
-            info={"class_counts": dict.fromkeys(classes or [], config.per_class), "seed": config.seed, **common},
+            info={"class_counts": counts, "seed": config.seed, **common},
         )
-        print(f"sampled {plan.num_images:,} images in {len(plan.units())} shards")
+        print(f"sampled {plan.num_images:,} images in {len(units)} shards")
+    shutil.rmtree(context.run.claims, ignore_errors=True)
 
 
 def _released_code_has_no(config: SampleConfig, context: StageContext) -> list[str]:
@@ -49,6 +57,9 @@ def _common(config: SampleConfig, context: StageContext, class_conditional: bool
     if class_conditional:
         common["classifier_free"] = 1.0 if config.classifier_free is None else config.classifier_free
     common["solver"] = _solver_name(config.solver, guided=config.classifier is not None)
+    common |= {name: config.precision for name in ("precision",) if config.precision != "fp32"}
+    encoder = context.manifest_of(config.denoiser).info.get("encoder_id")
+    common |= {"encoder": encoder[:16]} if encoder else {}
     return common | {name: manifest.identity[:16] for name, (_, manifest) in context.parents.items()}
 
 

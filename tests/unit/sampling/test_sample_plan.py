@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hdtrain.config.ranges import parse_ranges
 from hdtrain.errors import ConfigError
-from hdtrain.sampling.plan import SamplePlan, counts_of, parse_ranges
+from hdtrain.sampling.plan import SamplePlan, counts_of
 
 counts = st.lists(st.integers(0, 20), min_size=1, max_size=9)
 sizes = st.integers(1, 40)

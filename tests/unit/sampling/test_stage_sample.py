@@ -130,3 +130,52 @@ def test_steps_that_do_not_fit_the_schedule_are_refused(chain, tmp_path, capsys)
 def test_a_latent_classifier_cannot_adapt_the_decoder(chain, tmp_path, capsys):
     said = refusal(chain, tmp_path, capsys, "decoder", classifier=str(chain["guide"]))
     assert f"{chain['guide']} is a latent classifier (ϕ); adapt-decoder needs φ" in said
+
+
+def test_some_images_of_a_run_are_those_of_the_whole_run(chain, tmp_path):
+    whole = images(chain["candidates"])
+    some = images(chain.make("candidates", tmp_path / "run", images="1-2,7,11"))
+    assert [key.rpartition("-")[2] for key in some] == ["000000001", "000000002", "000000007", "000000011"]
+    assert all(whole[key] == data for key, data in some.items())
+
+
+def test_classes_may_have_counts_of_their_own(chain, tmp_path):
+    whole = images(chain["candidates"])
+    run = chain.make("candidates", tmp_path / "run", per_class={"stripes": 5, "dots": 2})
+    assert read_manifest(run).info["class_counts"] == {"dots": 2, "stripes": 5}
+    made = images(run)
+    assert len(made) == 7
+    assert all(whole[key] == data for key, data in made.items())
+
+
+def test_in_fp64_not_even_the_batch_size_matters(chain, tmp_path):
+    first, second = (
+        images(chain.make("candidates", tmp_path / str(size), precision="fp64", batch_size=size)) for size in (2, 5)
+    )
+    assert first == second
+    single = images(chain["candidates"])
+    assert max(np.abs(pixels(first[key]) - pixels(single[key])).max() for key in first) <= 1
+
+
+def test_bf16_images_are_near_the_fp32_ones_and_say_what_they_are(chain, tmp_path):
+    run = chain.make("candidates", tmp_path / "run", precision="bf16")
+    single, half = images(chain["candidates"]), images(run)
+    difference = np.mean([np.abs(pixels(half[key]) - pixels(single[key])).mean() for key in single])
+    assert 0 < difference < 3
+    assert open_shards(run, read_manifest(run))[0].meta(0)["precision"] == "bf16"
+
+
+def test_a_longer_run_in_the_same_place_makes_the_new_images_alone(hdtrain, chain, tmp_path):
+    parents = [f"{name}={chain[parent]}" for name, parent in (("denoiser", "ldm"), ("decoder", "decoder"))]
+    words = ["sample", *parents, f"classifier={chain['guide']}", "solver.steps=4", "solver.eta=0.5", "batch_size=2"]
+    words += ["samples_per_shard=4", "--out", tmp_path / "run"]
+    hdtrain(*words, "per_class=6")
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "run" / "shards").glob("*.tar")}
+    hdtrain(*words, "per_class=7")
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "run" / "shards").glob("*.tar")}
+    assert {name: after[name] for name in before} == before  # linked
+    assert len(after) == len(before) + 1
+    fresh = images(chain.make("candidates", tmp_path / "fresh", per_class=7))
+    assert images(tmp_path / "run") == fresh
+    hdtrain(*words, "per_class=7", "seed=1")
+    assert not set(images(tmp_path / "run").values()) & set(fresh.values())
