@@ -27,6 +27,7 @@ from hdtrain.formats.fingerprint import fingerprint, missing_raw_data, read_pare
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
+from hdtrain.formats.weights_store import resolve_named_weights
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 _POLL_SEC, _SAY_EVERY_SEC = 0.2, 30.0
@@ -76,18 +77,21 @@ class Outcome:
 def resolve(model: type[ConfigT], tree: Mapping[str, Any], source: str) -> ConfigT:
     """`tree` as a complete config: defaults filled in, every path absolute (taken from the working directory).
 
+    `weights:NAME` becomes the path of the file in the store of weights.
+
     Raises:
         ConfigError: every mistake in it.
     """
-    return validate(model, _absolute(validate(model, tree, source).model_dump()), source)
+    config = validate(model, tree, source)
+    return validate(model, _absolute(config.model_dump(), resolve_named_weights(config, source)), source)
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(value: Any, named: Mapping[str, Path]) -> Any:
     if isinstance(value, dict):
-        return {key: _absolute(item) for key, item in value.items()}
+        return {key: _absolute(item, named) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_absolute(item) for item in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+        return [_absolute(item, named) for item in value]
+    return str(named.get(str(value)) or value.expanduser().absolute()) if isinstance(value, Path) else value
 
 
 def inspect(stage: str, config: Config, directory: Path, source: str) -> State:

@@ -94,6 +94,16 @@ class SqueezenetEncoder(Config):
     weights: WeightsFile
 
 
+class InceptionEncoder(Config):
+    """Inception-2015, pool3: the network of the FID, with the weights of one of its usual ports."""
+
+    kind: Literal["inception"] = "inception"
+    weights: WeightsFile
+    """pytorch-fid's and torch-fidelity's state dict, or NVIDIA's TorchScript."""
+    resize: Literal["clean", "tensorflow"] = "clean"
+    """To its 299 pixels: as clean-fid, antialiased bicubic; or as torch-fidelity, TensorFlow 1's bilinear."""
+
+
 class TimmEncoder(Config):
     """Any timm model; `weights` is a file of its state (safetensors or torch), None means random weights."""
 
@@ -116,7 +126,9 @@ class LpipsVgg(Config):
     weights: WeightsFile
 
 
-EncoderConfig = Annotated[SqueezenetEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    SqueezenetEncoder | InceptionEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")
+]
 PerceptualConfig = Annotated[
     NoPerceptual | LpipsVgg | SqueezenetEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")
 ]

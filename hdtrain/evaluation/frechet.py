@@ -5,6 +5,7 @@ With Σ₁ = LLᵀ the eigenvalues of Σ₁Σ₂ are those of the symmetric Lᵀ
 
 import numpy as np
 from jaxtyping import Float, Float64
+from scipy.linalg.lapack import dsygst
 
 from hdtrain.evaluation.moments import Moments
 
@@ -15,8 +16,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """The distance, in fp64; each set needs two samples or more."""
     difference = a.mean - b.mean
     first, second = a.covariance, b.covariance
-    factor = _factor(first, full_rank=a.n > len(first))
-    eigenvalues = np.linalg.eigvalsh(factor.T @ second @ factor)
+    eigenvalues = _product_eigenvalues(first, second, full_rank=a.n > len(first))
     trace = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     return float(difference @ difference + np.trace(first) + np.trace(second) - 2 * trace)
 
@@ -34,12 +34,23 @@ def frechet_distance_infinity(
     return float(intercept)
 
 
-def _factor(covariance: Float64[np.ndarray, "d d"], full_rank: bool) -> Float64[np.ndarray, "d d"]:
-    """L with LLᵀ = Σ: Cholesky, or from the eigenvectors where Σ is rank-deficient, which needs no jitter."""
+def _product_eigenvalues(
+    first: Float64[np.ndarray, "d d"], second: Float64[np.ndarray, "d d"], full_rank: bool
+) -> Float64[np.ndarray, " r"]:
+    """Those of Σ₁Σ₂ that are not zero, as those of LᵀΣ₂L.
+
+    L by Cholesky, which is triangular, so that LAPACK's sygst needs a quarter of the two products' work. Where Σ₁ is
+    rank-deficient, from its eigenvectors with eigenvalues above rounding: no jitter, and a matrix of its rank.
+    """
     if full_rank:
         try:
-            return np.linalg.cholesky(covariance)
+            lower = np.linalg.cholesky(first)
         except np.linalg.LinAlgError:  # constant or duplicate features: singular although n > d
             pass
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0)))
+        else:
+            product, _ = dsygst(second, lower, itype=2, lower=1)  # its lower triangle, which eigvalsh reads
+            return np.linalg.eigvalsh(product)
+    eigenvalues, vectors = np.linalg.eigh(first)
+    kept = eigenvalues > eigenvalues[-1] * len(first) * np.finfo(np.float64).eps
+    factor = vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    return np.linalg.eigvalsh(factor.T @ second @ factor)

@@ -18,7 +18,7 @@ from hdtrain.evaluation.frechet import frechet_distance
 from hdtrain.evaluation.moments import Moments
 from hdtrain.evaluation.prdc import K_DENSITY_COVERAGE, prdc, subsample
 from hdtrain.evaluation.statistics import share_metric
-from hdtrain.features.encoders import RESIZE, Encoder
+from hdtrain.features.encoders import Encoder
 from hdtrain.features.neighbours import BLOCK, l2_normalise, squared_distances
 from hdtrain.features.parts import Arrays, Parts, classify_shard, embed_shard, shard_units
 from hdtrain.formats.manifest import Manifest, ancestors
@@ -205,7 +205,7 @@ def score_sweep(
         encoder={
             "name": encoder.name,
             "weights": encoder.weights_sha256,
-            "resize": RESIZE,
+            "resize": encoder.resize,
             "resolution": encoder.resolution,
         },
         reference={"judge": judge.identity} | {path.name: manifests[path].identity for path in config.real},

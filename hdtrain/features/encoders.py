@@ -1,5 +1,6 @@
 """Frozen encoders behind one face: images in, feature vectors or feature maps out, with the weights' hash."""
 
+import itertools
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,26 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from hdtrain.config.training import ClassifierEncoder, EncoderConfig, SqueezenetEncoder, TimmEncoder
+from hdtrain.config.training import (
+    ClassifierEncoder,
+    EncoderConfig,
+    InceptionEncoder,
+    SqueezenetEncoder,
+    TimmEncoder,
+)
 from hdtrain.errors import ManifestError, WeightsError
-from hdtrain.features.resize import resize_float
+from hdtrain.features.inception import FEATURE_DIM as INCEPTION_DIM
+from hdtrain.features.inception import INPUT_PX, load_inception
+from hdtrain.features.resize import RESIZES, resize_float
 from hdtrain.features.squeezenet import FEATURE_DIM, load_squeezenet
 from hdtrain.features.weights import load_strictly, read_state
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.weights_registry import INCEPTION_PORTS
 from hdtrain.models.classifier import load_classifier
 
-RESIZE = "PIL bicubic, antialiased, in float (clean-fid's)"
+RESIZE = RESIZES["clean"].description
+FID_NAMES = {"FD": "FID", "KD": "KID", "FDinf": "FIDinf"}
 SQUEEZENET_RESOLUTION = 160
 """It is fully convolutional, so any size will do: 160 takes half the time of ImageNet's 224."""
 
@@ -32,12 +43,25 @@ class Encoder(nn.Module):
     weights_sha256: str
     resolution: int
     dim: int
+    resize: str = RESIZE
+    """How images come to `resolution`, in words, for the results."""
+
+    def metric_name(self, kind: str) -> str:
+        """What a figure on these features is called: `FD-NAME`. `FID` and `KID` are the usual Inception's alone.
+
+        Args:
+            kind: `FD` (Fréchet distance), `KD` (kernel distance), `FDinf`, or any other prefix.
+        """
+        return f"{kind}-{self.name}"
 
     @torch.no_grad()
     def embed(self, images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n d"]:
         """Pooled features of RGB 0..255 images of any size, on the encoder's device; not L2-normalised."""
-        device = next(self.parameters()).device
-        return self.pooled(resize_float(torch.as_tensor(images).to(device), self.resolution)).float()
+        device = next(itertools.chain(self.parameters(), self.buffers())).device
+        return self.pooled(self._resized(torch.as_tensor(images).to(device))).float()
+
+    def _resized(self, images: Tensor) -> Tensor:
+        return resize_float(images, self.resolution)
 
     @abstractmethod
     def pooled(self, x: Float[Tensor, "n 3 r r"]) -> Float[Tensor, "n d"]:
@@ -73,6 +97,38 @@ class Squeezenet(Encoder):
         """conv1, fire3 and fire5 to fire9."""
         maps: list[Tensor] = self.net((x + 1) * 127.5)
         return maps
+
+
+class Inception(Encoder):
+    """The FID's network: Inception-2015, pool3, from either usual port; any other weights are named by their hash."""
+
+    def __init__(self, weights: Path, resize: str):
+        super().__init__()
+        self.net = load_inception(weights)
+        self.weights_sha256 = sha256_file(weights)
+        port = INCEPTION_PORTS.get(self.weights_sha256)
+        self.usual = port is not None
+        self.name = f"inception-{port or self.weights_sha256[:8]}" + ("" if resize == "clean" else f"-{resize}")
+        self.rule = RESIZES[resize]
+        self.resize = self.rule.description
+        self.resolution, self.dim = INPUT_PX, INCEPTION_DIM
+        self._freeze()
+
+    def metric_name(self, kind: str) -> str:
+        """`FID`, `KID` or `FIDinf` with the weights of a usual port, whichever resize; else as of any encoder."""
+        return FID_NAMES[kind] if self.usual and kind in FID_NAMES else super().metric_name(kind)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        return self.rule.resize(images, self.resolution)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """pool3, of (x − 128) / 128."""
+        features: Tensor = self.net((x - 128) / 128)
+        return features
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """None: a port of NVIDIA's shows its last features only."""
+        raise WeightsError(f"{self.name} gives no intermediate maps; use another model for the perceptual loss")
 
 
 class Timm(Encoder):
@@ -164,6 +220,8 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     """
     if isinstance(config, SqueezenetEncoder):
         return Squeezenet(config.weights)
+    if isinstance(config, InceptionEncoder):
+        return Inception(config.weights, config.resize)
     if isinstance(config, TimmEncoder):
         return Timm(config.name, config.weights)
     assert isinstance(config, ClassifierEncoder)
