@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hdtrain.config.shards import ShardConfig
 from hdtrain.errors import DataError
-from hdtrain.formats.atomic import atomic_file, canonical_json, write_json
+from hdtrain.formats.atomic import canonical_json, write_json, write_npy
 from sharding.duplicates import first_of_equal, near_pairs
 from sharding.inputs import hashed_key
 from sharding.readers.base import Reader
@@ -59,8 +59,7 @@ class Plan:
     def save(self, folder: Path, identity: str) -> None:
         """Publish what the writers need."""
         for index, order in enumerate(self.orders):
-            with atomic_file(folder / f"order-{index}.npy") as stream:
-                np.save(stream, order)
+            write_npy(folder / f"order-{index}.npy", order)
         tree = {"classes": self.classes, "splits": self.splits, "failed": self.failed, "renamed": self.renamed}
         write_json(folder / "plan.json", {"identity": identity, **tree})
 
@@ -179,8 +178,10 @@ def _lost_slides(rows: Rows, source: int, reader: Reader, max_failed_share: floa
 
 
 def _place(readers: Sequence[Reader], row: dict[str, Any]) -> str:
-    root = readers[row["source"]].source.path
-    return str(root) if root.name == row["path"] else str(root / row["path"])
+    root, path = readers[row["source"]].source.path, row["path"]
+    if path.startswith(f"{root.name}[") and root.is_file():
+        return str(root.with_name(path))
+    return str(root) if root.name == path else str(root / path)
 
 
 def _find_duplicates(rows: Rows, plan: Plan, config: ShardConfig) -> None:

@@ -20,7 +20,7 @@ from hdtrain.config.shards import VerifyConfig
 from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
 from hdtrain.errors import ShardError
-from hdtrain.formats.atomic import atomic_file, sha256_file, write_json
+from hdtrain.formats.atomic import sha256_file, write_json, write_npy
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
@@ -75,8 +75,7 @@ def _check_share(config: VerifyConfig, manifest: Manifest, work: Path, world: Wo
         labels.update(sidecar.labels)
         hashes.append(np.array([key_hash(key) for key in sidecar.keys], np.uint64))
         shards.append(np.full(len(sidecar.keys), number, np.uint64))
-    with atomic_file(work / f"keys-{world.rank}.npy") as stream:
-        np.save(stream, np.stack([np.concatenate(hashes), np.concatenate(shards)]))
+    write_npy(work / f"keys-{world.rank}.npy", np.stack([np.concatenate(hashes), np.concatenate(shards)]))
     counts = [[label, count] for label, count in labels.items()]
     write_json(work / f"found-{world.rank}.json", {"problems": found, "labels": counts, "unread": unread})
 

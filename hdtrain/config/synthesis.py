@@ -1,5 +1,6 @@
 """Configs of the stages from models to an answer: `sweep-guidance`, `sample`, `select`, `evaluate`, `report`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from hdtrain.config.base import (
     DenoiserParent,
     EvaluationParent,
     ImagesParent,
+    Incidental,
     SelectionParent,
     SweepParent,
 )
@@ -192,6 +194,8 @@ class SelectConfig(Config):
     times the candidates of a class; needs one set of candidates, made by `sample`. None: only what is there."""
     batch_size: int = Field(64, ge=1)
     resolution: int = Field(256, ge=8)
+    features: Annotated[Path | None, Incidental()] = None
+    """A folder of features that several runs may share; None: `RUN/features`."""
     seed: int = Field(0, ge=0)
 
     @property
@@ -239,6 +243,8 @@ class EvaluateConfig(Config):
     """The whole pool before selection, scored beside the arms."""
     batch_size: int = Field(64, ge=1)
     resolution: int = Field(256, ge=8)
+    features: Annotated[Path | None, Incidental()] = None
+    """A folder of features that several runs may share; None: `RUN/features`."""
     bootstrap_resamples: int = Field(2000, ge=100)
     kid_subset_size: int = Field(100, ge=2)
     memorisation_px: int = Field(32, ge=4)

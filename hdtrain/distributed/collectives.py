@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hdtrain.distributed.blas import set_blas_threads
 from hdtrain.distributed.world import World
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ def use_reproducible_kernels() -> None:
     With it the result does not depend on how many processes share the cores; ranks are the way to use more cores.
     """
     torch.set_num_threads(1)
+    set_blas_threads(1)
 
 
 def barrier() -> None:

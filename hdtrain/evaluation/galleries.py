@@ -5,7 +5,6 @@ from jaxtyping import Bool, Float, Int64
 
 from hdtrain.evaluation.memorisation import SPACES, Thresholds, nearest_pairs
 from hdtrain.evaluation.pixels import SYMMETRIES
-from hdtrain.features.neighbours import l2_normalise, squared_distances
 from hdtrain.features.parts import Arrays
 from hdtrain.formats.results import CANDIDATES, YARDSTICK, Failure, NearestPair
 
@@ -46,8 +45,11 @@ def closest_pairs(pool: Arrays, train: Arrays, classes: list[str], thresholds: T
     return pairs
 
 
-def failures(pool: Arrays, train: Arrays, classes: list[str], count: int) -> list[Failure]:
-    """About `count` that the judge is surest of being another class, and as many farthest from their centroid."""
+def failures(pool: Arrays, classes: list[str], count: int) -> list[Failure]:
+    """About `count` that the judge is surest of being another class, and as many farthest from their centroid.
+
+    The centroid of a class is the mean of the real training images' unit features, as in selection.
+    """
     labels = pool["labels"]
     found = []
     if "probabilities" in pool:
@@ -62,8 +64,7 @@ def failures(pool: Arrays, train: Arrays, classes: list[str], count: int) -> lis
             )
             for row in largest_of_each_class(sure, labels, count, taken != labels)
         ]
-    distances = centroid_distances(pool["features"], train, len(classes))
-    own, nearest = distances[np.arange(len(labels)), labels], distances.argmin(axis=1)
+    own, nearest = pool["own_distance"], pool["nearest_class"]
     return found + [
         Failure(
             synthetic=str(pool["keys"][row]),
@@ -74,16 +75,6 @@ def failures(pool: Arrays, train: Arrays, classes: list[str], count: int) -> lis
         )
         for row in largest_of_each_class(own, labels, count, np.isfinite(own))
     ]
-
-
-def centroid_distances(features: Float[np.ndarray, "n d"], train: Arrays, num_classes: int) -> Float[np.ndarray, "n k"]:
-    """‖f/‖f‖ − m_k‖, m_k the mean of the real training images' unit features, as in selection; ∞ for an empty class."""
-    unit, labels = l2_normalise(train["features"]), train["labels"]
-    distances = np.full((len(features), num_classes), np.inf)
-    for k in np.unique(labels):
-        centroid = unit[labels == k].mean(axis=0, keepdims=True)
-        distances[:, k] = np.sqrt(squared_distances(l2_normalise(features), centroid)[:, 0])
-    return distances
 
 
 def largest_of_each_class(

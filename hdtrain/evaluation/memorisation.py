@@ -4,10 +4,11 @@ Near means: compared with the next nearest ones (after Carlini et al. 2023, arXi
 says little: smooth images lie near each other by nature, textured ones far from everything, their own blurred copy too.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from hdtrain.evaluation.pixels import nearest_pixels
 from hdtrain.features.neighbours import BLOCK, l2_normalise, squared_distances
@@ -34,37 +35,67 @@ def relative_distance(distances: Float[np.ndarray, "n k"]) -> Float[np.ndarray, 
     return np.divide(distances[:, 0], following, out=np.ones(len(distances)), where=following > 0)
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """What the images of a set are held against."""
+
+    blocks: Callable[[], Iterable[Float[np.ndarray, "b d"]]]
+    """Their features in order, block by block, from the first at every call."""
+    pixels: UInt8[np.ndarray, "m p p 3"]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
 def nearest_features(
     queries: Float[np.ndarray, "n d"],
-    references: Float[np.ndarray, "m d"],
+    blocks: Callable[[], Iterable[Float[np.ndarray, "b d"]]],
     k: int,
     leave_out: Int64[np.ndarray, " n"] | None = None,
 ) -> tuple[Float[np.ndarray, "n k"], Int64[np.ndarray, " n"]]:
     """Ascending distances to the k nearest references between unit vectors, and the nearest one's row; blockwise."""
-    queries, references = l2_normalise(queries), l2_normalise(references)
+    queries = l2_normalise(queries)
     distances, rows = np.empty((len(queries), k)), np.empty(len(queries), np.int64)
     for first in range(0, len(queries), BLOCK):
         part = slice(first, first + BLOCK)
-        squared = squared_distances(queries[part], references)
-        if leave_out is not None:
-            squared[np.arange(len(squared)), leave_out[part]] = np.inf
-        rows[part] = squared.argmin(axis=1)
-        distances[part] = np.sqrt(np.sort(np.partition(squared, k - 1, axis=1)[:, :k], axis=1))
+        own = None if leave_out is None else leave_out[part]
+        distances[part], rows[part] = _nearest(queries[part], blocks(), k, own)
     return distances, rows
 
 
-def nearest_training_images(queries: Arrays, train: Arrays, first_row: int | None = None) -> Arrays:
+def _nearest(
+    queries: np.ndarray, blocks: Iterable[np.ndarray], k: int, own: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    everyone, start = np.arange(len(queries)), 0
+    best, least, row = np.empty((len(queries), 0)), np.full(len(queries), np.inf), np.zeros(len(queries), np.int64)
+    for block in blocks:
+        if not len(block):
+            continue
+        squared = squared_distances(queries, l2_normalise(block))
+        if own is not None:
+            inside = np.flatnonzero((own >= start) & (own < start + len(block)))
+            squared[inside, own[inside] - start] = np.inf
+        place = squared.argmin(axis=1)
+        nearer = squared[everyone, place] < least
+        least[nearer], row[nearer] = squared[everyone, place][nearer], start + place[nearer]
+        best = np.concatenate([best, squared], axis=1)
+        best = np.partition(best, k - 1, axis=1)[:, :k] if best.shape[1] > k else best
+        start += len(block)
+    return np.sqrt(np.sort(best, axis=1)), row
+
+
+def nearest_training_images(queries: Arrays, train: TrainingImages, first_row: int | None = None) -> Arrays:
     """Per space: `_distance`, `_relative` and `_row` of the nearest training image; `symmetry` of the pixels.
 
     Args:
         queries: `features` and `pixels` of some images.
-        train: the same of the training images, two or more.
+        train: the training images, two or more.
         first_row: the queries are training images themselves, from this row on; each leaves itself out.
     """
-    n, k = len(queries["features"]), num_neighbours(len(train["features"]))
+    n, k = len(queries["features"]), num_neighbours(len(train))
     own = None if first_row is None else np.arange(first_row, first_row + n)
-    distances, rows = nearest_features(queries["features"], train["features"], k, own)
-    pixels = nearest_pixels(queries["pixels"], train["pixels"], k, own)
+    distances, rows = nearest_features(queries["features"], train.blocks, k, own)
+    pixels = nearest_pixels(queries["pixels"], train.pixels, k, own)
     return {
         "features_distance": distances[:, 0],
         "features_relative": relative_distance(distances),

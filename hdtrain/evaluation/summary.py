@@ -25,10 +25,9 @@ def format_table(results: Results) -> str:
     lines.append(
         f"{'colour histogram':<{width}}  {_shown(colours['accuracy']):<22} {_shown(colours['macro_f1'])}".rstrip()
     )
-    encoder = results.encoder["name"]
     columns = [
-        f"FD-{encoder}",
-        f"KID-{encoder}",
+        _first(results, ("FD-", "FID"), "FD"),
+        _first(results, ("KD-", "KID"), "KD"),
         "precision",
         "recall",
         "label_agreement",
@@ -44,6 +43,12 @@ def format_table(results: Results) -> str:
         row = " ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
         lines.append(f"{name:<{width}}  {result.num_images:>6} {row}")
     return "\n".join(lines)
+
+
+def _first(results: Results, prefixes: tuple[str, ...], otherwise: str) -> str:
+    """The name of a figure, which says what its encoder was."""
+    names = (key for found in results.image_sets.values() for key in found.metrics if key.startswith(prefixes))
+    return next((name for name in names if not name.startswith("FIDinf")), otherwise)
 
 
 def _shown(metric: Metric | None) -> str:

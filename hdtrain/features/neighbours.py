@@ -1,5 +1,7 @@
 """Nearest neighbours in feature space, blockwise and in fp64 (in fp32 the distance of near-copies is all rounding)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Float, Int64
 
@@ -32,6 +34,22 @@ def nearest(
         row[part] = squared.argmin(axis=1)
         distance[part] = np.sqrt(squared[np.arange(len(squared)), row[part]])
     return distance, row
+
+
+def nearest_in_blocks(
+    queries: Float[np.ndarray, "n d"], blocks: Iterable[Float[np.ndarray, "b d"]]
+) -> Float[np.ndarray, " n"]:
+    """Euclidean distance of every query to its nearest reference, these coming block by block; ∞ without any.
+
+    Args:
+        queries: unit vectors.
+        blocks: of features, not normalised yet.
+    """
+    distance = np.full(len(queries), np.inf)
+    for block in blocks:
+        if len(block):
+            np.minimum(distance, nearest(queries, l2_normalise(block))[0], out=distance)
+    return distance
 
 
 def kth_nearest_radius(features: Float[np.ndarray, "n d"], k: int) -> Float[np.ndarray, " n"]:

@@ -4,7 +4,7 @@ No collective runs in the loop. Whoever merges reads the parts in the order of t
 depend on how many ranks made them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,12 +68,15 @@ class Parts:
                 progress.update(unit.samples)
         barrier()
 
-    def load(self, units: Sequence[Unit]) -> Arrays:
-        """The parts of `units`, concatenated in that order."""
-        parts = []
+    def each(self, units: Sequence[Unit], without: tuple[str, ...] = ()) -> Iterator[Arrays]:
+        """The parts of `units` in that order, one in memory at a time, some arrays left out."""
         for unit in units:
             with np.load(self.path(unit)) as archive:
-                parts.append({name: archive[name] for name in archive.files})
+                yield {name: archive[name] for name in archive.files if name not in without}
+
+    def load(self, units: Sequence[Unit], without: tuple[str, ...] = ()) -> Arrays:
+        """The parts of `units`, concatenated in that order, some arrays left out."""
+        parts = list(self.each(units, without))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 

@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -45,6 +48,30 @@ def write_through(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Publish `source` under a second name; a copy where the file system has no links."""
+
+    def link(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+    write_through(target, link)
+
+
+def write_npy(path: Path, array: np.ndarray, writer: str = "") -> None:
+    """Write a `.npy` file atomically. `np.save` says nothing when the disk is full."""
+    try:
+        with atomic_file(path, writer) as stream:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+            stream.write(np.ascontiguousarray(array).data)
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

@@ -32,6 +32,7 @@ IMAGE_METRICS = (
     "FID",
     "FDinf",
     "FDpca",
+    "KD-",
     "KID",
     "precision",
     "recall",

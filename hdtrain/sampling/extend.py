@@ -1,14 +1,12 @@
 """More images of a run that is done: what it made already is linked, not made again."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hdtrain.config.load import read_yaml, validate
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.errors import HdtrainError
-from hdtrain.formats.atomic import write_through
+from hdtrain.formats.atomic import link_or_copy
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import is_complete, sidecar_path
@@ -34,7 +32,7 @@ def take_over(
             source, target = RunDir(earlier).shards / unit.name, run.shards / unit.name
             if known.get(unit.number) == list(unit.indices) and is_complete(source) and not is_complete(target):
                 for path in (source, sidecar_path(source)):  # what says that a shard is whole comes last
-                    write_through(target.parent / path.name, lambda temporary, path=path: _link(path, temporary))  # type: ignore[misc]
+                    link_or_copy(path, target.parent / path.name)
 
 
 def _units(config: SampleConfig, run: RunDir, parents: Mapping[str, tuple[Path, Manifest]]) -> dict[int, list[int]]:
@@ -53,11 +51,3 @@ def _units(config: SampleConfig, run: RunDir, parents: Mapping[str, tuple[Path, 
         return {unit.number: list(unit.indices) for unit in open_plan(theirs, manifest_of).units()}
     except HdtrainError:
         return {}
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)

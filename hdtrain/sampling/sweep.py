@@ -1,7 +1,5 @@
 """The same images at several guidance scales: image i has the same noise and the same class at every one."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 from hdtrain.config.synthesis import SampleConfig, SweepGuidanceConfig
 from hdtrain.distributed.collectives import barrier
 from hdtrain.distributed.world import World
-from hdtrain.formats.atomic import write_through
+from hdtrain.formats.atomic import link_or_copy
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import is_complete
 from hdtrain.progress import Progress
@@ -93,14 +91,6 @@ def take_over(run: Path, parts: Path) -> Path | None:
         tars = sorted(earlier.glob("g-*/shards/*.tar"))
         sidecars = sorted(earlier.glob("g-*/shards/*.json"))
         for found in [*tars, *sidecars, *sorted(scored.glob("*.npz"))]:  # what says that a shard is whole comes last
-            write_through(run / found.relative_to(earlier), lambda path, found=found: _link(found, path))  # type: ignore[misc]
+            link_or_copy(found, run / found.relative_to(earlier))
         return earlier
     return None
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)

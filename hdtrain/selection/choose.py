@@ -62,7 +62,7 @@ def choose_selective(
         ]
         raise DataError(
             f"ratio {ratio:g}: too few candidates pass the gates ({'; '.join(lines)}); "
-            "set top_up, sample more, loosen the gates, or set shortfall: fill"
+            "sample more, loosen the gates, set shortfall: fill, or set top_up (higher)"
         )
     return Choice(np.concatenate(rows), short)
 
@@ -87,10 +87,23 @@ def choose_random(
 
 
 def _check_pool(candidates: Candidates, classes: Sequence[str], num_real: Sequence[int], ratio: float) -> None:
-    lines = []
-    for label, name in enumerate(classes):
-        have, n = int((candidates.labels == label).sum()), wanted(ratio, num_real[label])
-        if have < n:
-            lines.append(f"{name}: {have} candidates, {n} wanted")
+    check_pool(np.bincount(candidates.labels, minlength=len(classes)).tolist(), classes, num_real, ratio)
+
+
+def check_pool(num_candidates: Sequence[int], classes: Sequence[str], num_real: Sequence[int], ratio: float) -> None:
+    """Refuse a ratio that the candidates cannot give, or that gives nothing.
+
+    Raises:
+        DataError: with the counts per class.
+    """
+    if not any(wanted(ratio, count) for count in num_real):
+        raise DataError(
+            f"ratio {ratio:g}: of at most {max(num_real)} real images a class that is none; choose a larger one"
+        )
+    lines = [
+        f"{name}: {have} candidates, {n} wanted"
+        for name, have, n in zip(classes, num_candidates, (wanted(ratio, count) for count in num_real), strict=True)
+        if have < n
+    ]
     if lines:
         raise DataError(f"ratio {ratio:g}: the pool is too small ({'; '.join(lines)}); sample more images a class")

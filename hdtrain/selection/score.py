@@ -1,4 +1,8 @@
-"""The two passes over the shards: features of the real images, then scores of the candidates."""
+"""The two passes over the shards: sums of the real images' features by class, then scores of the candidates.
+
+Features lie on disk, a file a shard (`hdtrain.features.store`), and so do the scores. In memory are one shard of
+candidates with one shard of real images, and of every candidate its key and a handful of numbers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,20 +10,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 
 from hdtrain.config.synthesis import SelectConfig
 from hdtrain.data.images import UNLABELLED, shared_classes
 from hdtrain.errors import DataError, ManifestError
+from hdtrain.features.centroids import Centroids, make_centroids
 from hdtrain.features.encoders import Encoder
-from hdtrain.features.neighbours import l2_normalise, nearest
-from hdtrain.features.parts import Arrays, Parts, Unit, embed_shard, shard_units
+from hdtrain.features.neighbours import l2_normalise, nearest_in_blocks
+from hdtrain.features.parts import Arrays, Parts, Unit
+from hdtrain.features.store import FeatureSet, FeatureStore, Piece, embed_dataset, shard_piece
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.read_files import PATIENCE_SEC
-from hdtrain.formats.shards import ShardReader
+from hdtrain.formats.shards import ShardReader, shard_entry
 from hdtrain.models.classifier import Classifier
-from hdtrain.selection.centroids import Centroids
-from hdtrain.selection.choose import Candidates
+from hdtrain.selection.choose import Candidates, check_pool
 from hdtrain.selection.gate_a import judge_shard, load_gate
 from hdtrain.selection.gates import PASSES, Evidence, fell_at
 from hdtrain.selection.write import Place
@@ -42,7 +47,11 @@ class Scores:
     """Euclidean, between unit vectors."""
     topped_up: Bool[np.ndarray, " n"]
     """Made by the selection itself, for want of enough that pass."""
-    places: list[Place]
+    shard: Int[np.ndarray, " n"]
+    sample: Int[np.ndarray, " n"]
+    """Where a candidate lies: number of its shard, and place in that."""
+    readers: list[ShardReader]
+    """By number of the shard."""
     num_real: list[int]
 
     def count(self, which: Bool[np.ndarray, " n"]) -> list[int]:
@@ -52,7 +61,7 @@ class Scores:
     @property
     def per_class(self) -> list[int]:
         """Candidates of each class."""
-        return self.count(np.ones(len(self.places), bool))
+        return self.count(np.ones(len(self.shard), bool))
 
     @property
     def passed(self) -> list[int]:
@@ -61,20 +70,29 @@ class Scores:
 
     def chosen(self, rows: Int[np.ndarray, " m"]) -> tuple[list[Place], list[str]]:
         """Places and keys of some of the rows."""
-        return [self.places[row] for row in rows], [str(self.candidates.keys[row]) for row in rows]
+        places = [Place(self.readers[self.shard[row]], int(self.sample[row])) for row in rows]
+        return places, [str(self.candidates.keys[row]) for row in rows]
 
 
 def check_classes(real: Sequence[Dataset], candidates: Sequence[Dataset]) -> list[str]:
     """The classes that all sets share.
 
     Raises:
-        ManifestError: a set is unlabelled, two sets list different classes, or candidates are not synthetic.
+        ManifestError: a set is unlabelled or named twice, two sets list different classes, candidates are not
+            synthetic, or real images are.
     """
     for path, manifest in [*real, *candidates]:
         if not manifest.classes:
             raise ManifestError(
                 f"{path}: its images have no classes; selection needs labelled real and synthetic images"
             )
+    named = [path.resolve() for path, _ in [*real, *candidates]]
+    twice = next((path for path in named if named.count(path) > 1), None)
+    if twice:
+        raise ManifestError(f"{twice} is named twice; name every set once")
+    for path, manifest in real:
+        if manifest.split == SYNTHETIC:
+            raise ManifestError(f"real {path} holds synthetic images; centroids are those of the real training images")
     for path, manifest in candidates:
         if manifest.split != SYNTHETIC:
             raise ManifestError(
@@ -82,6 +100,28 @@ def check_classes(real: Sequence[Dataset], candidates: Sequence[Dataset]) -> lis
                 f"counted as synthetic; for another generator's images run `hdtrain shard` with split={SYNTHETIC}"
             )
     return shared_classes([*real, *candidates]) or []
+
+
+def check_sets(config: SelectConfig, real: Sequence[Dataset], candidates: Sequence[Dataset]) -> None:
+    """What can be refused before anything is embedded: sets that do not fit, and ratios that they cannot give.
+
+    Raises:
+        ManifestError: as `check_classes`.
+        DataError: as `check_pool`, where the manifests say how many images of each class there are.
+    """
+    classes = check_classes(real, candidates)
+    num_real, have = (_told_counts(sets, classes) for sets in (real, candidates))
+    if num_real is None or have is None:
+        return
+    for ratio in config.ratios:
+        check_pool(have, classes, num_real, ratio)
+
+
+def _told_counts(sets: Sequence[Dataset], classes: Sequence[str]) -> list[int] | None:
+    """Images of each class by the manifests; None where one does not say."""
+    found = [manifest.info.get("class_counts") for _, manifest in sets]
+    told = [each for each in found if each]
+    return [sum(each.get(name, 0) for each in told) for name in classes] if len(told) == len(found) else None
 
 
 @dataclass
@@ -93,9 +133,9 @@ class Scorer:
     encoder: Encoder
     classifier: Classifier | None
     parts: Parts
+    store: FeatureStore
     centroids: Centroids
-    real_features: Float64[np.ndarray, "n d"]
-    """Unit vectors."""
+    real: list[FeatureSet]
     _tables: list[Arrays] = field(default_factory=list)
     _readers: list[ShardReader] = field(default_factory=list)
 
@@ -107,6 +147,7 @@ class Scorer:
         candidates: Sequence[Dataset],
         encoder: Encoder,
         parts: Parts,
+        store: FeatureStore,
     ) -> "Scorer":
         """Check the sets and φ, then the first pass: centroids of the real images, split over the ranks by shard.
 
@@ -116,12 +157,11 @@ class Scorer:
         """
         classes = check_classes(real, candidates)
         classifier = load_gate(config, classes)
-        embed = partial(embed_shard, encoder=encoder, batch_size=config.batch_size, resolution=config.resolution)
-        units = [u for i, dataset in enumerate(real) for u in shard_units(f"real-{i}", dataset, embed)]
-        parts.compute("select: real features", units)
-        found = parts.load(units)
-        centroids = Centroids.from_features(found["features"], found["labels"], classes)
-        return cls(config, classes, encoder, classifier, parts, centroids, l2_normalise(found["features"]))
+        title, size, resolution = "select: real features", config.batch_size, config.resolution
+        features = [embed_dataset(title, dataset, encoder, store, size, resolution) for dataset in real]
+        centroids = make_centroids("centroids", features, len(classes), parts)
+        centroids.check(classes)
+        return cls(config, classes, encoder, classifier, parts, store, centroids, features)
 
     def add(self, candidates: Sequence[Dataset]) -> Scores:
         """The second pass over published candidates, split over the ranks by shard; then all scores so far.
@@ -129,52 +169,58 @@ class Scorer:
         Raises:
             DataError: no image, one without a label, or two of one key.
         """
-        units, readers = [], []
-        for i, (directory, manifest) in enumerate(candidates):
-            units += shard_units(f"candidates-{i}", (directory, manifest), self._score)
-            readers += [ShardReader(directory / entry.name, retry_sec=PATIENCE_SEC) for entry in manifest.shards]
-        return self._extend("select: candidates", units, readers, topped_up=False)
+        entries = [
+            (f"candidates-{i}-{Path(entry.name).stem}", directory, entry)
+            for i, (directory, manifest) in enumerate(candidates)
+            for entry in manifest.shards
+        ]
+        pieces = {name: shard_piece(directory, entry) for name, directory, entry in entries}
+        readers = [ShardReader(directory / entry.name, retry_sec=PATIENCE_SEC) for _, directory, entry in entries]
+        return self._extend("select: candidates", pieces, readers, topped_up=False)
 
     def add_topped_up(self, shards: Sequence[Path]) -> Scores:
         """The same over shards that this run made itself and has yet to publish."""
-        readers = [ShardReader(shard, retry_sec=PATIENCE_SEC) for shard in shards]
-        units = [
-            Unit(f"topped-up-{reader.path.stem}", reader.sidecar.samples, partial(self._score, reader))
-            for reader in readers
-        ]
-        return self._extend("select: topped up", units, readers, topped_up=True)
+        pieces = {f"topped-up-{path.stem}": shard_piece(path.parent, shard_entry(path, path.parent)) for path in shards}
+        readers = [ShardReader(path, retry_sec=PATIENCE_SEC) for path in shards]
+        return self._extend("select: topped up", pieces, readers, topped_up=True)
 
-    def _extend(self, title: str, units: list[Unit], readers: list[ShardReader], topped_up: bool) -> Scores:
+    def _extend(self, title: str, pieces: dict[str, Piece], readers: list[ShardReader], topped_up: bool) -> Scores:
+        config = self.config
+        features = self.store.embed(
+            f"{title}, features", list(pieces.values()), self.encoder, config.batch_size, config.resolution
+        )
+        units = [
+            Unit(name, piece.samples, partial(self._score, features, number, reader))
+            for number, ((name, piece), reader) in enumerate(zip(pieces.items(), readers, strict=True))
+        ]
         self.parts.compute(title, units)
         table = self.parts.load(units)
         if not table or not len(table["keys"]):
             raise DataError("the candidates' shards hold no image; run `hdtrain sample` first")
-        samples = [reader.sidecar.samples for reader in readers]
-        table["shard"] = len(self._readers) + np.repeat(np.arange(len(readers)), samples)
+        table["shard"] = len(self._readers) + np.repeat(np.arange(len(readers)), features.samples)
         table["topped_up"] = np.full(len(table["keys"]), topped_up)
         self._tables.append(table)
         self._readers += readers
         merged = {name: np.concatenate([part[name] for part in self._tables]) for name in table}
-        return _merge(self.config, merged, self._readers, [int(n) for n in self.centroids.counts])
+        return _merge(config, merged, self._readers, [int(n) for n in self.centroids.counts])
 
-    def _score(self, reader: ShardReader) -> Arrays:
-        embedded = embed_shard(reader, self.encoder, self.config.batch_size, self.config.resolution)
-        labels, features = embedded["labels"], embedded["features"]
+    def _score(self, candidates: FeatureSet, number: int, reader: ShardReader) -> Arrays:
+        keys, labels = candidates.pieces[number].listing()
         if (labels == UNLABELLED).any():
             raise DataError(
                 f"{reader.path}: unlabelled candidates, expected a class of each; sample with a classifier or a "
                 "class-conditional denoiser, or shard a folder with a sub-folder a class"
             )
+        features = candidates.shard(number)
         distances = self.centroids.distances(features)
+        real = (block for found in self.real for block in found.blocks())
         arrays = {
-            "keys": embedded["keys"],
+            "keys": np.array(keys, str),
             "labels": labels,
             "sample": np.arange(len(labels)),
             "target_distance": np.round(distances[np.arange(len(labels)), labels], DISTANCE_DECIMALS),
             "nearest_class": distances.argmin(axis=1),
-            "nearest_real_distance": np.round(
-                nearest(l2_normalise(features), self.real_features)[0], DISTANCE_DECIMALS
-            ),
+            "nearest_real_distance": np.round(nearest_in_blocks(l2_normalise(features), real), DISTANCE_DECIMALS),
         }
         return arrays | (judge_shard(reader, self.classifier, self.config) if self.classifier else {})
 
@@ -182,7 +228,6 @@ class Scorer:
 def _merge(config: SelectConfig, table: Arrays, readers: Sequence[ShardReader], num_real: list[int]) -> Scores:
     order = np.argsort(table["keys"], kind="stable")
     table = {name: column[order] for name, column in table.items()}
-    places = [Place(readers[shard], int(sample)) for shard, sample in zip(table["shard"], table["sample"], strict=True)]
     keys = table["keys"]
     twice = keys[1:][keys[1:] == keys[:-1]]
     if len(twice):
@@ -200,4 +245,14 @@ def _merge(config: SelectConfig, table: Arrays, readers: Sequence[ShardReader], 
     )
     fell = fell_at(config.gates, evidence)
     pool = Candidates(keys, evidence.labels, evidence.target_distance, fell == PASSES)
-    return Scores(pool, evidence, fell, table["nearest_real_distance"], table["topped_up"], places, num_real)
+    return Scores(
+        pool,
+        evidence,
+        fell,
+        table["nearest_real_distance"],
+        table["topped_up"],
+        table["shard"],
+        table["sample"],
+        list(readers),
+        num_real,
+    )

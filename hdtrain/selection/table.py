@@ -37,7 +37,7 @@ def write_selection_index(
     path: Path, scores: Scores, classes: Sequence[str], selective: Mapping[float, Choice]
 ) -> None:
     """Write atomically."""
-    seen, rows = scores.evidence, len(scores.places)
+    seen, rows = scores.evidence, len(scores.shard)
     selected: list[float | None] = [None] * rows
     for ratio in sorted(selective, reverse=True):
         for row in selective[ratio].rows:
@@ -89,5 +89,5 @@ def said_of(name: str, counts: Mapping[str, Any]) -> str:
     short = ", ".join(f"{count} at ratio {ratio}" for ratio, count in counts["shortfall"].items() if count)
     return (
         f"{name}: {counts['passed']} of {counts['candidates']} candidates pass{more}, {counts['real']} real images"
-        f"{'; fell: ' if fell else ''}{fell}{'; short of passing ones: ' if short else ''}{short}"
+        f"{'; fell: ' if fell else ''}{fell}{f'; filled with the nearest that fail: {short}' if short else ''}"
     )

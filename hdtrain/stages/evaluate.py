@@ -12,16 +12,18 @@ from hdtrain.evaluation.galleries import closest_pairs, failures, pool_of
 from hdtrain.evaluation.image_sets import ImageScorer
 from hdtrain.evaluation.inputs import Inputs, arm_warnings, describe, judge_warnings, leaks
 from hdtrain.evaluation.measurements import measure_sets
+from hdtrain.evaluation.set_scores import score_sets
 from hdtrain.evaluation.statistics import SplitBootstrap
 from hdtrain.evaluation.summary import format_table, write_predictions
-from hdtrain.features.encoders import RESIZE, build_encoder
+from hdtrain.features.encoders import build_encoder
 from hdtrain.features.parts import Parts
+from hdtrain.features.store import FeatureStore
 from hdtrain.formats.results import Results, write_results
 from hdtrain.stages.base import StageContext
 
 
 def run(config: EvaluateConfig, context: StageContext) -> None:
-    """Predict and embed on all ranks, score and publish on rank 0."""
+    """Predict, embed and score on all ranks, publish on rank 0."""
     manifests = dict(context.parents.values())
     inputs = Inputs.open(config, manifests)
     encoder = build_encoder(config.encoder).to(device())
@@ -30,7 +32,10 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
     warnings = leaks(train, test) + unequal_steps(inputs)
     warnings += arm_warnings(config, inputs) + judge_warnings(config, inputs, manifests)
     predictions = predict_arms(config, inputs, parts)
-    measured, image_sets = measure_sets(config, inputs, encoder, parts)
+    store = FeatureStore.open(context.run.path, config.features, context.world)
+    measured, image_sets = measure_sets(config, inputs, encoder, parts, store)
+    scorer = ImageScorer(config, inputs.classes, encoder, measured, store)
+    scores, left_out = score_sets(scorer, image_sets, parts)
     if not context.world.is_main:
         return
 
@@ -38,8 +43,7 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         test["labels"], test["groups"], len(inputs.classes), config.bootstrap_resamples, config.seed
     )
     colours, colour_protocol = score_colours(train, test, inputs.classes, bootstrap)
-    scorer = ImageScorer(config, inputs.classes, encoder.name, measured)
-    pool, thresholds = pool_of(image_sets), scorer.thresholds
+    pool, thresholds = pool_of({name: found.table for name, found in image_sets.items()}), scorer.thresholds
     protocol: dict[str, Any] = {
         "bootstrap": {"resamples": config.bootstrap_resamples, "method": bootstrap.method, "seed": config.seed},
         "p_value": "two-sided, paired bootstrap: 2·(1 + resamples on the far side of 0) / (1 + resamples)",
@@ -51,19 +55,19 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         baseline=config.baseline,
         arms=score_arms(config, inputs, predictions, bootstrap),
         colour_histogram=colours,
-        image_sets={name: scorer.score(name, table) for name, table in image_sets.items()},
-        nearest=closest_pairs(pool, measured, inputs.classes, thresholds) if pool and thresholds else [],
+        image_sets=scores,
+        nearest=closest_pairs(pool, measured.table, inputs.classes, thresholds) if pool and thresholds else [],
         distances=scorer.distances(image_sets),
         colours=scorer.colour_statistics(image_sets),
-        failures=failures(pool, measured, inputs.classes, config.failures) if pool and config.failures else [],
+        failures=failures(pool, inputs.classes, config.failures) if pool and config.failures else [],
         encoder={
             "name": encoder.name,
             "weights": encoder.weights_sha256,
-            "resize": RESIZE,
+            "resize": encoder.resize,
             "resolution": encoder.resolution,
         },
         reference={"train": inputs.train[1].identity, "test": inputs.test[1].identity},
-        protocol={**protocol, "left_out": scorer.left_out, "warnings": warnings},
+        protocol={**protocol, "left_out": left_out, "warnings": warnings},
     )
     write_predictions(context.run.path / "predictions", predictions, test)
     write_results(context.run.results, results)

@@ -11,11 +11,12 @@ from hdtrain.config.synthesis import SelectConfig
 from hdtrain.distributed.collectives import barrier, device
 from hdtrain.features.encoders import build_encoder
 from hdtrain.features.parts import Parts
+from hdtrain.features.store import FeatureStore
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import shard_entry
 from hdtrain.sampling.top_up import Continuation
 from hdtrain.selection.choose import choose_random, choose_selective
-from hdtrain.selection.score import Scorer
+from hdtrain.selection.score import Scorer, check_sets
 from hdtrain.selection.table import counts_per_class, said_of, write_selection_index
 from hdtrain.selection.top_up import top_up
 from hdtrain.selection.write import plan_shards, write_shard
@@ -28,10 +29,12 @@ def run(config: SelectConfig, context: StageContext) -> None:
     """Score, top up, choose, copy, publish."""
     real = [(path, context.manifest_of(path)) for path in config.real]
     candidates = [(path, context.manifest_of(path)) for path in config.candidates]
+    check_sets(config, real, candidates)
     sampler = Continuation.of(*candidates[0]) if config.top_up else None
     encoder = build_encoder(config.encoder).to(device())
     parts = Parts.open(context.run.path, context.fingerprint, context.world)
-    scorer = Scorer.open(config, real, candidates, encoder, parts)
+    store = FeatureStore.open(context.run.path, config.features, context.world)
+    scorer = Scorer.open(config, real, candidates, encoder, parts, store)
     classes, original = scorer.classes, scorer.add(candidates)
     pool, num_real = original.candidates, original.num_real
     # The random arm is drawn from what was sampled beforehand: no gate had a say in how many those are.

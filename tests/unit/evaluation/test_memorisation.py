@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 from hdtrain.config.training import SqueezenetEncoder
 from hdtrain.evaluation.memorisation import (
     Thresholds,
+    TrainingImages,
     nearest_features,
     nearest_pairs,
     nearest_training_images,
@@ -71,7 +72,7 @@ def test_feature_distances_agree_with_scipy(monkeypatch, block):
     rng = np.random.default_rng(0)
     queries, references = rng.normal(size=(12, 6)), rng.normal(size=(20, 6))
     expected = cdist(l2_normalise(queries), l2_normalise(references))
-    distances, rows = nearest_features(queries, references, 3)
+    distances, rows = nearest_features(queries, lambda: np.split(references, [7, 7, 15]), 3)
     np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :3], rtol=1e-9)
     assert rows.tolist() == expected.argmin(axis=1).tolist()
     np.testing.assert_allclose(relative_distance(distances), distances[:, 0] / distances[:, 1:].mean(axis=1))
@@ -109,10 +110,11 @@ def test_blurred_turned_copies_of_real_patches_are_flagged_and_other_slides_are_
     originals = read("train", 12)
     copies = [im.rotate(90 * (i % 4)).filter(ImageFilter.GaussianBlur(2)) for i, im in enumerate(originals[::3])]
     train = _seen(originals, encoder)
-    train |= nearest_training_images(train, train, first_row=0)
+    known = TrainingImages(lambda: np.array_split(train["features"], 3), train["pixels"])
+    train |= nearest_training_images(train, known, first_row=0)
     thresholds = Thresholds.of(train)
-    copied = nearest_training_images(_seen(copies, encoder), train)
-    real = nearest_training_images(_seen(read("test", 5), encoder), train)
+    copied = nearest_training_images(_seen(copies, encoder), known)
+    real = nearest_training_images(_seen(read("test", 5), encoder), known)
     assert thresholds.flags(copied, "pixels").mean() > 0.8
     right = copied["pixels_row"] == np.arange(len(copies)) * 3
     assert right.mean() > 0.8

@@ -104,7 +104,7 @@ def test_copies_of_training_images_are_called_memorised(results):
 
 def test_what_needs_more_images_is_left_out_and_said_so(results):
     assert any("FDinf" in line and "selective/1" in line for line in results.protocol["left_out"])
-    assert any("lymph: KID" in line for line in results.protocol["left_out"])
+    assert any("lymph: KD-classifier-real-only needs 10 images" in line for line in results.protocol["left_out"])
     assert results.colour_histogram.keys() == {"accuracy", "macro_f1"}
     assert "leave-slides-out" in results.protocol["colour_histogram"]["chosen_by"]
 

@@ -114,18 +114,18 @@ def test_two_ranks_write_the_same_bytes(world, real_data, selection):
         assert read_manifest(directory / name).identity == read_manifest(selection[0] / name).identity
 
 
-def test_a_killed_run_goes_on_without_repeating_shards(world, real_data, selection, monkeypatch):
+def test_a_killed_run_goes_on_without_repeating_shards(world, real_data, selection):
     directory, manifest = selection
     (directory / "manifest.json").unlink()
     parts = sorted((directory / "parts").rglob("candidates*.npz"))
+    features = sorted((directory / "features").glob("*.npy"))
     parts[-1].unlink()
-    seen = []
-    import hdtrain.selection.score as score
-
-    embed = score.embed_shard
-    monkeypatch.setattr(score, "embed_shard", lambda reader, *args: seen.append(reader.path) or embed(reader, *args))
+    features[0].unlink()
+    before = {path: path.stat().st_mtime_ns for path in [*parts[:-1], *features[1:]]}
     again = run("select", directory, _config(world, real_data))
-    assert [path.name for path in seen] == [f"shard-{len(parts) - 1:06d}.tar"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert parts[-1].exists()
+    assert features[0].exists()
     assert again.identity == manifest.identity
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hdtrain.errors import DataError
-from hdtrain.selection.centroids import Centroids
+from hdtrain.features.centroids import Centroids, Sums
 from hdtrain.selection.choose import Candidates, choose_random, choose_selective
 
 CLASSES = ["lymph", "stroma"]
@@ -77,7 +77,9 @@ def test_random_ignores_gates_and_is_uniform():
 
 def test_centroids_are_means_of_unit_vectors():
     features = np.array([[2.0, 0.0], [0.0, 8.0], [0.0, 1.0], [3.0, 3.0]])
-    centroids = Centroids.from_features(features, np.array([0, 1, 1, -1]), CLASSES)
+    labels = np.array([0, 1, 1, -1])
+    shards = [Sums.of(features[part], labels[part], 2) for part in (slice(0, 2), slice(2, 2), slice(2, 4))]
+    centroids = Centroids.of(shards, 2, 2)
     np.testing.assert_allclose(centroids.means, [[1, 0], [0, 1]])
     assert centroids.counts.tolist() == [1, 2]
     distances = centroids.distances(np.array([[5.0, 0.1], [0.1, 5.0]]))
@@ -86,4 +88,4 @@ def test_centroids_are_means_of_unit_vectors():
 
 def test_a_class_without_real_images_is_named():
     with pytest.raises(DataError, match="stroma"):
-        Centroids.from_features(np.ones((2, 3)), np.array([0, 0]), CLASSES)
+        Centroids.of([Sums.of(np.ones((2, 3)), np.array([0, 0]), 2)], 2, 3).check(CLASSES)
