@@ -3,6 +3,7 @@
     hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run [--rate R]] [key=value …]
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
     hdtrain status RUN… [--json]
+    hdtrain weights list|fetch|add|check
 
 The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped before its
 end after saving, 130 interrupted, 128 + n killed by signal n.
@@ -14,10 +15,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from hdtrain import weights_command
 from hdtrain.config.base import Config
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(overrides=[])
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a recipe's folder")
     command.add_argument("--json", action="store_true", help="as JSON: a list of runs")
+    command = _command(commands, "weights", "list, fetch, add or check files of weights", weights_command.run)
+    weights_command.add_arguments(command)
     for spec in STAGES.values():
         command = _command(commands, spec.name, spec.summary, stage)
         command.set_defaults(stage=spec.name)
@@ -154,12 +158,15 @@ def stage(args: argparse.Namespace) -> int:
     tree = {} if args.config == "-" else read_yaml(Path(args.config))
     for key, value in parse_overrides(args.overrides).items():
         set_dotted(tree, key, value)
+    args.stage = stage_meant(args.stage, tree)
     config: Config = resolve(STAGES[args.stage].config, tree, source)
     directory = args.out.expanduser().absolute()
     if getattr(args, "rate", None) and not args.dry_run:
         raise HdtrainError("--rate says how fast a --dry-run is to expect training; give both")
     if args.dry_run:
         print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
+        if STAGES[args.stage].previews:
+            return _preview(args.stage, config)
         return _estimate(args, config, directory) if STAGES[args.stage].trains else 0
     machine: Machine = getattr(args, "machine", Machine())
     with LocalLauncher(machine=machine) as launcher:
@@ -177,6 +184,17 @@ def stage(args: argparse.Namespace) -> int:
     if outcome.code:
         print(_failure(directory.name, args.stage, directory, outcome), file=sys.stderr)
     return _exit_code(outcome)
+
+
+def stage_meant(stage: str, keys: Collection[str]) -> str:
+    """The stage that a command stands for: `evaluate` with `real` or `fake` compares images, and no arms."""
+    return "evaluate-images" if stage == "evaluate" and {"real", "fake"} & set(keys) else stage
+
+
+def _preview(stage: str, config: Any) -> int:
+    """What a stage finds before it runs; in a process of its own, since it needs torch."""
+    command = [sys.executable, "-m", STAGES[stage].previews]
+    return subprocess.run(command, input=config.model_dump_json(), text=True, env=environment(), check=False).returncode
 
 
 def _estimate(args: argparse.Namespace, config: Any, directory: Path) -> int:

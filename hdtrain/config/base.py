@@ -59,6 +59,21 @@ class InputTree:
 
 
 @dataclass(frozen=True)
+class PublishedOrRaw:
+    """Marks a path field that may be a published parent, or raw data: what lies there says which."""
+
+    kinds: tuple[str, ...]
+    arrays: tuple[str, ...] = (".npz", ".npy")
+    """Suffixes of files whose content counts: arrays of one shape all have the same size."""
+
+    def at(self, path: Path) -> "Kinds | InputFile | InputTree":
+        """What the path is."""
+        if any((path / name).exists() for name in ("manifest.json", "run.json")):
+            return Kinds(self.kinds)
+        return InputFile() if path.suffix in self.arrays else InputTree()
+
+
+@dataclass(frozen=True)
 class Incidental:
     """Marks a field that cannot change the stage's result, only how it is come by: no part of the fingerprint."""
 
@@ -92,7 +107,8 @@ def references(config: BaseModel) -> Iterator[Reference]:
 
 
 def _walk(value: Any, dotted: str, metadata: list[Any], annotation: Any) -> Iterator[Reference]:
-    markers = [m for m in [*metadata, *_markers(annotation)] if isinstance(m, Kinds | InputFile | InputTree)]
+    known = Kinds | InputFile | InputTree | PublishedOrRaw
+    markers = [marker for marker in [*metadata, *_markers(annotation)] if isinstance(marker, known)]
     if isinstance(value, BaseModel):
         for child in references(value):
             yield Reference(f"{dotted}.{child.dotted}", child.path, child.marker)
@@ -103,7 +119,7 @@ def _walk(value: Any, dotted: str, metadata: list[Any], annotation: Any) -> Iter
         for index, item in enumerate(value):
             yield from _walk(item, f"{dotted}.{index}", markers, None)
     elif isinstance(value, Path) and markers:
-        yield Reference(dotted, value, markers[0])
+        yield Reference(dotted, value, markers[0].at(value) if isinstance(markers[0], PublishedOrRaw) else markers[0])
 
 
 def incidental(value: Any) -> dict[Any, Any]:

@@ -11,7 +11,7 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 RESERVED_NAMES = frozenset({"shards", "logs", "work", "tb", "checkpoints", "model", "parts"})
 """What a run directory holds itself."""
 SplitName = Annotated[str, StringConstraints(pattern=f"^{SPLIT_NAME.pattern}$")]
-Layout = Literal["auto", "class-folders", "flat", "tcga", "hdf5", "pannuke", "parquet", "webdataset", "slide"]
+Layout = Literal["auto", "class-folders", "flat", "tcga", "hdf5", "npz", "pannuke", "parquet", "webdataset", "slide"]
 
 
 class Columns(Config):

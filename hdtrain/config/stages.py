@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hdtrain.config.adaptation import AdaptDecoderConfig, TrainClassifierConfig
 from hdtrain.config.base import Config
+from hdtrain.config.evaluation import EvaluateImagesConfig
 from hdtrain.config.exchange import ExportConfig, ImportConfig
 from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
 from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig, SweepGuidanceConfig
@@ -25,6 +26,8 @@ class StageSpec:
     """More ranks would find nothing to do."""
     check: str = ""
     """Module whose `check(config, manifest_of)` finds, without torch, what the parents' manifests tell of mistakes."""
+    previews: str = ""
+    """Module that says, for `--dry-run`, what the stage would find and do; the resolved config comes on stdin."""
     shared: bool = False
     """Several jobs may work on one run at the same time: a second one joins the first."""
     repeats: bool = False
@@ -68,6 +71,13 @@ STAGES: dict[str, StageSpec] = {
         ),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
         StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
+        StageSpec(
+            "evaluate-images",
+            EvaluateImagesConfig,
+            "comparison",
+            "any images against any others",
+            previews="hdtrain.stages.preview_comparison",
+        ),
         StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),
         StageSpec("export", ExportConfig, "export", "a diffusers folder with a model card", one_process=True),
         StageSpec("import", ImportConfig, "autoencoder", "a model from diffusers or CompVis", one_process=True),

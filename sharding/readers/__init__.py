@@ -10,6 +10,7 @@ from sharding.readers.class_folders import ClassFolderReader
 from sharding.readers.flat import FlatReader
 from sharding.readers.hdf5 import Hdf5Reader
 from sharding.readers.look import recognise
+from sharding.readers.npz import NpzReader
 from sharding.readers.pannuke import NpyReader
 from sharding.readers.parquet import ParquetReader
 from sharding.readers.slide import SlideReader
@@ -22,6 +23,7 @@ _READERS: dict[Layout, type[Reader]] = {
     "class-folders": ClassFolderReader,
     "flat": FlatReader,
     "hdf5": Hdf5Reader,
+    "npz": NpzReader,
     "pannuke": NpyReader,
     "parquet": ParquetReader,
     "slide": SlideReader,
@@ -60,7 +62,7 @@ def _check_keys(reader: Reader) -> None:
     if config.target_mpp is not None and not isinstance(reader, SlideReader):
         raise DataError(f"{where}: target_mpp resamples slides, but {config.path} is not read as slides; leave it out")
     given = [name for name, value in config.columns if value is not None]
-    if given and not isinstance(reader, Hdf5Reader | NpyReader | ParquetReader | WebDatasetReader):
+    if given and not isinstance(reader, Hdf5Reader | NpyReader | NpzReader | ParquetReader | WebDatasetReader):
         raise DataError(f"{where}: columns.{given[0]} means nothing to folders of images and slides; leave it out")
 
 

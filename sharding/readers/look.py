@@ -9,6 +9,7 @@ from hdtrain.errors import DataError
 from sharding.readers.archive import is_archive, open_tree
 from sharding.readers.base import as_text
 from sharding.readers.hdf5 import Hdf5Reader
+from sharding.readers.npz import NpzReader
 from sharding.readers.pannuke import NpyReader
 from sharding.readers.parquet import ParquetReader
 from sharding.readers.tar_walk import COMPRESSED, compressed
@@ -22,6 +23,7 @@ _SLIDES_ONLY = VENDOR_SUFFIXES | {".svs"}
 _KINDS: dict[str, Layout] = {
     **dict.fromkeys(Hdf5Reader.suffixes, "hdf5"),
     **dict.fromkeys(NpyReader.suffixes, "pannuke"),
+    **dict.fromkeys(NpzReader.suffixes, "npz"),
     **dict.fromkeys(ParquetReader.suffixes, "parquet"),
 }
 _ARCHIVES = frozenset({".tar", ".zip"})

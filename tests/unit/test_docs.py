@@ -68,8 +68,10 @@ def test_a_command_in_the_docs_parses_and_sets_keys_that_exist(page: str, line: 
     assert not [text for text in overrides if text.startswith("-") or "=" not in text]
     if words[0] in STAGES:
         config = [args.config] if "=" in args.config else []
-        for text in [*config, *overrides]:
-            assert fields_at(STAGES[words[0]].config, text.partition("=")[0]), f"{page}: no key {text}"
+        keys = [text.partition("=")[0] for text in [*config, *overrides]]
+        stage = cli.stage_meant(words[0], keys)
+        for key in keys:
+            assert fields_at(STAGES[stage].config, key), f"{page}: no key {key}"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=shown)
