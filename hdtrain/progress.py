@@ -4,9 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
-
-from tqdm import tqdm
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 LINE_EVERY_SEC = 10.0
@@ -18,8 +16,10 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str = "img", done: int = 0, enabled: bool = True):
         self.title, self.total, self.unit, self.done, self.enabled = title, total, unit, done, enabled
         self._started, self._initial, self._last = time.monotonic(), done, time.monotonic()
-        self._bar = None
+        self._bar: Any = None
         if enabled and sys.stderr.isatty():
+            from tqdm import tqdm  # the command line starts without it
+
             self._bar = tqdm(total=total, initial=done, unit=unit, desc=title, dynamic_ncols=True, smoothing=0.1)
 
     @property

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from hdtrain.config.shards import ShardConfig
 from hdtrain.errors import DataError
-from hdtrain.formats.atomic import canonical_json, write_json, write_npy
+from hdtrain.formats.atomic import canonical_json, write_json
+from hdtrain.formats.npy import write_npy
 from sharding.duplicates import first_of_equal, near_pairs
 from sharding.inputs import hashed_key
 from sharding.readers.base import Reader

@@ -20,8 +20,9 @@ from hdtrain.config.shards import VerifyConfig
 from hdtrain.distributed.rendezvous import Rendezvous
 from hdtrain.distributed.world import World
 from hdtrain.errors import ShardError
-from hdtrain.formats.atomic import sha256_file, write_json, write_npy
+from hdtrain.formats.atomic import sha256_file, write_json
 from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.npy import write_npy
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import Sidecar, sidecar_path
 from hdtrain.progress import track

@@ -14,7 +14,7 @@ class Config(BaseModel):
     A block that is given in part keeps what its stage set for the rest: `optim.lr` alone leaves `optim.betas` alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
     @property
     def data_sets(self) -> list[str]:

@@ -24,8 +24,9 @@ from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
 from hdtrain.distributed.world import World
 from hdtrain.errors import DataError, ShardError
 from hdtrain.features.encoders import Encoder
-from hdtrain.formats.atomic import canonical_json, link_or_copy, sha256_bytes, write_npy
+from hdtrain.formats.atomic import canonical_json, link_or_copy, sha256_bytes
 from hdtrain.formats.manifest import Manifest, ShardEntry
+from hdtrain.formats.npy import write_npy
 from hdtrain.formats.read_files import PATIENCE_SEC
 from hdtrain.formats.shards import ShardReader
 from hdtrain.progress import Progress

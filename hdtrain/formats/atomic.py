@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
@@ -62,17 +60,6 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
     write_through(target, link)
-
-
-def write_npy(path: Path, array: np.ndarray, writer: str = "") -> None:
-    """Write a `.npy` file atomically. `np.save` says nothing when the disk is full."""
-    try:
-        with atomic_file(path, writer) as stream:
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-            stream.write(np.ascontiguousarray(array).data)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def sync(path: Path) -> None:

@@ -32,18 +32,18 @@ def run(config: SampleConfig, context: StageContext) -> None:
     with Claims(context.run.claims, context.world.rank) as claims:
         worker = Worker(source, units, context.run, context.world, claims, classes, common)
         worker.make_all()
-        if not context.world.is_main or not worker.publishes():
-            return
-        size, counts = source.decoder.resolution, dict(zip(classes or [], plan.class_counts, strict=False))
-        context.publish(
-            fields={"image": FieldSpec(dtype="uint8", shape=[size, size, 3], range=(0, 255), layout="HWC RGB")},
-            shards=[shard_entry(context.run.shards / unit.name, context.run.path) for unit in units],
-            split="synthetic",
-            classes=classes,
-            info={"class_counts": counts, "seed": config.seed, **common},
-        )
-        print(f"sampled {plan.num_images:,} images in {len(units)} shards")
-    shutil.rmtree(context.run.claims, ignore_errors=True)
+        if context.world.is_main and worker.publishes():
+            size, counts = source.decoder.resolution, dict(zip(classes or [], plan.class_counts, strict=False))
+            context.publish(
+                fields={"image": FieldSpec(dtype="uint8", shape=[size, size, 3], range=(0, 255), layout="HWC RGB")},
+                shards=[shard_entry(context.run.shards / unit.name, context.run.path) for unit in units],
+                split="synthetic",
+                classes=classes,
+                info={"class_counts": counts, "seed": config.seed, **common},
+            )
+            print(f"sampled {plan.num_images:,} images in {len(units)} shards")
+    if context.run.manifest.exists():
+        shutil.rmtree(context.run.claims, ignore_errors=True)
 
 
 def _released_code_has_no(config: SampleConfig, context: StageContext) -> list[str]:

@@ -63,6 +63,7 @@ def test_the_figures_on_a_validation_set_do_not_depend_on_the_ranks(chain, ranks
     assert one["calibration"] == two["calibration"]
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_early_together_and_choose_what_one_chooses(chain, ranks, held_out, tmp_path):
     changes = {
         "optim": {"lr": 1e-30},

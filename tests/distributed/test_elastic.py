@@ -113,6 +113,7 @@ def test_an_autoencoder_and_its_discriminator_train_on_elsewhere(chain, ranks, w
     assert max(value for name, value in after.items() if name.endswith("weights")) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_directory_goes_on_with_another_way_of_computing_the_same(chain, ranks, tmp_path):
     config, run = config_of(chain, "ldm", 1, None), tmp_path / "run"
     stop = (signal.SIGTERM, lambda: complete(run / "checkpoints"))

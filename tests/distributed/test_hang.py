@@ -129,6 +129,7 @@ def test_through_torchrun_the_message_comes_once_and_is_in_the_log(config, tmp_p
     assert not list((run / "logs").glob("outcome*"))
 
 
+@pytest.mark.slow
 def test_a_run_saves_and_leaves_before_its_job_ends_and_goes_on_in_the_next(config, tmp_path):
     run, (ours, slurm) = tmp_path / "run", END_VARIABLES
     end = int(time.time()) + 110  # too little for a first save of unknown length

@@ -89,6 +89,7 @@ def test_any_number_of_ranks_makes_the_same_shards(chain, alone, tmp_path, ranks
     assert read_manifest(tmp_path / "run").identity == read_manifest(alone).identity
 
 
+@pytest.mark.slow
 def test_a_unit_of_a_worker_on_another_host_that_went_silent_is_made_again(chain, alone, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(alone, run)

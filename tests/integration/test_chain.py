@@ -77,6 +77,10 @@ def recipe() -> dict:
                 "kid_subset_size": 5,
             },
         },
+        "compared": {
+            "stage": "evaluate-images",
+            "config": {"real": "@labelled", "fake": "@candidates", "encoder": PHI},
+        },
         "report": {
             "stage": "report",
             "config": {"evaluation": "@evaluation", "selection": "@selection", "sweep": "@sweep"},
@@ -99,7 +103,18 @@ class Row:
 
 EVERYTHING = set(recipe()["stages"])
 FROM_DECODER = {
-    *("decoder", "sweep", "candidates", "selection", "arm-selective", "evaluation", "report", "exported", "imported")
+    *(
+        "decoder",
+        "sweep",
+        "candidates",
+        "selection",
+        "arm-selective",
+        "compared",
+        "evaluation",
+        "report",
+        "exported",
+        "imported",
+    )
 }
 WITHOUT_VAE = {"unlabelled", "labelled", "test", "resharded", "checked", "seen", "phi", "arm-real"}
 TABLE = [

@@ -53,6 +53,7 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.needs_data
+@pytest.mark.slow
 def test_a_folder_against_a_zip_agrees_with_torch_fidelity(hdtrain, tissues, theirs, inception_file):  # noqa: F811
     real, fake = theirs
     encoder = ("encoder.kind=inception", f"encoder.weights={inception_file}", "encoder.resize=tensorflow")

@@ -177,5 +177,3 @@ def test_a_longer_run_in_the_same_place_makes_the_new_images_alone(hdtrain, chai
     assert len(after) == len(before) + 1
     fresh = images(chain.make("candidates", tmp_path / "fresh", per_class=7))
     assert images(tmp_path / "run") == fresh
-    hdtrain(*words, "per_class=7", "seed=1")
-    assert not set(images(tmp_path / "run").values()) & set(fresh.values())

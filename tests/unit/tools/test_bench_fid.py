@@ -16,6 +16,7 @@ from bench import frechet, resize  # noqa: E402
 SMALL = ("--rounds", "1", "--num", "8", "--dim", "48")
 
 
+@pytest.mark.slow
 def test_both_run_from_the_command_line_and_write_their_figures(tmp_path):
     command = [sys.executable, str(TOOLS / "bench_fid.py"), *SMALL, "--json", str(tmp_path / "x.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

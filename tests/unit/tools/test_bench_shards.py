@@ -21,6 +21,7 @@ from bench import compare, encode, latents, pack, read, samples  # noqa: E402
 from hdtrain.formats.tar import TarWriter  # noqa: E402
 
 
+@pytest.mark.slow
 def test_all_benchmarks_run_from_the_command_line_and_write_their_figures(tmp_path):
     command = [
         sys.executable,

@@ -64,15 +64,14 @@ def pixel_config(chain, images: int = 8, **changes) -> dict:
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_plain_diffusers_gives_the_images_of_sample_from_the_published_folder(chain, v_model, tmp_path, guided):
-    """Its scheduler knows the prediction, the rescaled β and where sampling begins. With g = 0, ϕ changes nothing."""
+    """Its scheduler knows the prediction, the rescaled β and where sampling begins; at g = 500 it shows ϕ."""
     guide = chain.make("guide", tmp_path / "guide", model={**chain.config("guide")["model"], "schedule": ZERO})
-    changes = {"classifier": str(guide)} if guided else {"classifier": None}
+    changes = {"classifier": str(guide), "guidance": 500.0} if guided else {"classifier": None}
     run = chain.make(
         "candidates",
         tmp_path / "run",
         denoiser=str(v_model),
         solver={"steps": 5},
-        guidance=500.0,
         per_class=2,
         **changes,
     )
