@@ -87,6 +87,12 @@ class Reduced:
         return -(-self.slide.levels[self.level].height // self.factor)
 
     @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the level in its own pixels, of which the last may be there in part."""
+        level = self.slide.levels[self.level]
+        return level.width / self.factor, level.height / self.factor
+
+    @property
     def downsample(self) -> float:
         """Pixels of the finest level that one of its pixels is wide."""
         return self.slide.levels[self.level].downsample * self.factor

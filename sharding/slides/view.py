@@ -61,12 +61,12 @@ class View:
     @property
     def width(self) -> int:
         """In pixels of the view."""
-        return int(self.source.width / self.scale[0] + _ROUNDING)
+        return int(self.source.extent[0] / self.scale[0] + _ROUNDING)
 
     @property
     def height(self) -> int:
         """In pixels of the view."""
-        return int(self.source.height / self.scale[1] + _ROUNDING)
+        return int(self.source.extent[1] / self.scale[1] + _ROUNDING)
 
     @property
     def step(self) -> tuple[float, float]:

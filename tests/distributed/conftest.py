@@ -75,7 +75,7 @@ class Ranks:
         to: int | None = None,
         largest_file: int | None = None,
     ) -> Path:
-        """Run a stage on `ranks` ranks; every rank must leave with `code`, or as it likes if that is None.
+        """Run a stage on `ranks` ranks; all that come to an end must leave with `code`, or as they like if it is None.
 
         `signal_when` sends a signal to the rank `to`, or to them all, once its condition is met. Files larger than
         `largest_file` bytes cannot be written, as on a full disk.
@@ -91,7 +91,9 @@ class Ranks:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
         self.codes = self._answer()["codes"]
-        assert code is None or self.codes == [code] * ranks, f"{stage} left with {self.codes}\n{self.said()}"
+        # The server kills the others when one fails: a slower one may not have come to its own end.
+        ended = [each for each in self.codes if not (code and each == -signal.SIGKILL)]
+        assert code is None or (ended and set(ended) == {code}), f"{stage} left with {self.codes}\n{self.said()}"
         return directory
 
     def close(self) -> None:

@@ -72,6 +72,7 @@ def test_the_rank_and_the_keys_of_a_bad_batch_are_named(chain, ranks, poisoned, 
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
 
 
+@pytest.mark.slow
 def test_passed_over_it_comes_to_an_end_with_finite_weights_and_says_how_often(chain, ranks, poisoned, tmp_path):
     latents, key = poisoned(np.nan)
     first, _ = place_of(latents, key)

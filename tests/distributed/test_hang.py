@@ -59,6 +59,7 @@ def config(make_images, tmp_path) -> Path:
     return tmp_path / "arm.yaml"
 
 
+@pytest.mark.slow
 def test_a_training_whose_data_never_come_ends_and_shows_where_it_waits(config, tmp_path):
     tars, run = sorted((tmp_path / "shards/shards").glob("*.tar")), tmp_path / "run"
     process = start("train-classifier", config, "--out", run)

@@ -69,6 +69,7 @@ def test_three_kills_of_a_rank(chain, ranks, whole, tmp_path):
     assert read_manifest(run).identity == read_manifest(whole).identity
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(chain, ranks, whole, tmp_path):
     """All ranks are stopped first, so that it is certain what there was to kill."""
     run, config = tmp_path / "run", chain.config("ldm", duration=DURATION)

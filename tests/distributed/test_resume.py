@@ -55,7 +55,7 @@ def rows(folder) -> list[dict]:
     [
         ("ldm", 2, signal.SIGTERM),
         ("vae", 1, signal.SIGTERM),
-        ("vae", 2, signal.SIGKILL),
+        pytest.param("vae", 2, signal.SIGKILL, marks=pytest.mark.slow),
         ("phi", 1, signal.SIGTERM),
         ("guide", 1, signal.SIGKILL),
         ("decoder", 1, signal.SIGTERM),

@@ -93,11 +93,12 @@ def test_shards_come_one_after_the_other_and_only_one_is_open(write):
 
 def test_leaving_in_the_middle_ends_the_threads(write):
     reader = open_shards(*write("a", [50]))[0]
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = iterate_shard(reader, 2, 32)
     next(stream)
+    begun = set(threading.enumerate()) - before
+    assert begun
     stream.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith(("prefetch", "decode")):
-            thread.join(5)
-    assert threading.active_count() <= before
+    for thread in begun:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in begun)

@@ -6,12 +6,14 @@ import resource
 import subprocess
 import sys
 
+import pytest
 from tiny_chain import prepare
 
 ADDRESS_SPACE = 9 * 10**9
 """Torch maps some 5 GB of libraries; the batch below needs 6.6 GiB more."""
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_settings_that_would_fit(chain, tmp_path):
     config = chain.config("vae", batch={"global_batch_size": 1024}, preset="kl-f4-small", duration={"images": 2048})
     run = prepare("train-vae", tmp_path / "vae", config)
