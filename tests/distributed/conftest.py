@@ -92,7 +92,7 @@ class Ranks:
                     os.kill(pid, number)
         self.codes = self._answer()["codes"]
         # The server kills the others when one fails: a slower one may not have come to its own end.
-        ended = [each for each in self.codes if not (code and each == -signal.SIGKILL)]
+        ended = [each for each in self.codes if not (code and code > 0 and each == -signal.SIGKILL)]
         assert code is None or (ended and set(ended) == {code}), f"{stage} left with {self.codes}\n{self.said()}"
         return directory
 
