@@ -103,6 +103,7 @@ def test_a_folder_that_was_cleared_up_is_no_error_on_leaving(tmp_path):
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
+    assert not folder.exists()
 
 
 def test_workers_tell_what_they_do(claims):
