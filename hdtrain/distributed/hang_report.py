@@ -1,6 +1,5 @@
 """The message about a hung rank: who, where, since when, with its stacks, and where the others wait."""
 
-import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from hdtrain.formats.checkpoint import find_latest
 from hdtrain.formats.heartbeats import GONE, Heartbeat, ThreadStack, dump_path, process_state, read_bytes
 
 SHOWN_RANKS, SHOWN_THREADS = 4, 6
-_OURS = "distributed/watchdog.py"
 
 
 def hang_report(
@@ -67,16 +65,15 @@ def _one(rank: int, heartbeat: Heartbeat | None, silent: bool, folder: Path) -> 
     dump = _dumped(dump_path(folder, rank)) if state != GONE else []
     if dump:
         return [
-            f"{last}; something in it holds the Python interpreter; its threads, as it wrote them down since:",
+            f"{last}; something in it holds the Python interpreter; its main thread, as it wrote it down since:",
             *dump,
         ]
     return [f"{last}{'; its threads stood then:' if heartbeat.threads else ''}", *_stacks(heartbeat.threads)]
 
 
 def _dumped(path: Path) -> list[str]:
-    """What `faulthandler` wrote, without the watchdog's own thread."""
-    threads = re.split(r"^(?=Thread 0x)", read_bytes(path).decode(errors="replace"), flags=re.MULTILINE)[1:]
-    return [f"  {line}" for thread in threads if _OURS not in thread for line in thread.splitlines() if line]
+    """What `faulthandler` wrote, without its heading."""
+    return [f"  {line}" for line in read_bytes(path).decode(errors="replace").splitlines()[1:] if line]
 
 
 def _stacks(threads: Sequence[ThreadStack]) -> list[str]:

@@ -16,6 +16,7 @@ hangs; and so on. Whether a file changes is seen with the reader's own monotonic
 import faulthandler
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -110,6 +111,7 @@ class Watchdog:
         self._dump = dump_path(self.folder, self.world.rank).open("w")
         self._awake = self._tick = time.monotonic()
         self._place = (0, BEFORE, 0, self._awake, time.time())
+        faulthandler.register(signal.SIGALRM, self._dump, all_threads=False)
         self._write()
         self._dump_later(self._dump)
         self._thread.start()
@@ -120,7 +122,8 @@ class Watchdog:
     ) -> None:
         self._ended.set()
         self._thread.join(self.interval_sec)
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
         self._dump.close()
         dump_path(self.folder, self.world.rank).unlink(missing_ok=True)
         self._write(left=True)
@@ -136,10 +139,14 @@ class Watchdog:
             self._judge(now)
 
     def _dump_later(self, file: IO[str]) -> None:
-        """Let C code write the stacks, should this thread not come round again: somebody holds the interpreter."""
+        """Let C code write the main thread's stack, should this thread not come round again: the interpreter is held.
+
+        By a signal to the main thread, which stands still while it writes. `faulthandler.dump_traceback_later` would
+        walk the stacks of threads that run, as they do when a suspended job wakes up, and crash the process.
+        """
         file.seek(0)
         file.truncate()
-        faulthandler.dump_traceback_later(0.8 * self.silent_sec, file=file)
+        signal.setitimer(signal.ITIMER_REAL, 0.8 * self.silent_sec)
 
     def _write(self, left: bool = False) -> None:
         try:

@@ -28,15 +28,35 @@ def test_what_the_login_node_runs_does_not_import_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_help_answers_in_half_a_second_and_names_every_stage(cli):
+HELP = """
+import sys
+import hdtrain.cli
+try:
+    hdtrain.cli.main(["--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "numpy", "tqdm", "PIL", "webdataset"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+
+
+def test_help_names_every_stage_and_imports_little():
+    """Half a second on a machine of 2026; here by what it imports and against what its libraries alone cost."""
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(STAGES) <= set(re.findall(r"[\w-]+", done.stdout))
+    assert _cpu_sec(HELP) < 5 * _cpu_sec("import pydantic.main, yaml, argparse, importlib.metadata")
+
+
+def _cpu_sec(program: str) -> float:
+    """The least of three runs."""
     seconds = []
-    for _ in range(2):
+    for _ in range(3):
         before = os.times()
-        text = cli("--help").stdout
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) < 0.5
-    assert set(STAGES) <= set(re.findall(r"[\w-]+", text))
+    return min(seconds)
 
 
 @pytest.mark.parametrize("stage", STAGES)
