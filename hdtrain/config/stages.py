@@ -8,6 +8,7 @@ from hdtrain.config.base import Config
 from hdtrain.config.evaluation import EvaluateImagesConfig
 from hdtrain.config.exchange import ExportConfig, ImportConfig
 from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
+from hdtrain.config.solver_sweep import SweepSolversConfig
 from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig, SweepGuidanceConfig
 from hdtrain.config.training import EncodeConfig, RebuildEmaConfig, TrainLdmConfig, TrainVaeConfig
 
@@ -53,7 +54,7 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("inspect", InspectConfig, "inspection", "contact sheet and statistics of shards", False, True),
         StageSpec("reshard", ReshardConfig, "images", "shards of another size or order", needs_torch=False),
         StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
-        StageSpec("encode", EncodeConfig, "latents", "images to latent shards"),
+        StageSpec("encode", EncodeConfig, "latents", "images to latent shards", shared=True),
         StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
         StageSpec(
             "rebuild-ema", RebuildEmaConfig, "denoiser", "an EMA of another length, after training", one_process=True
@@ -62,11 +63,19 @@ STAGES: dict[str, StageSpec] = {
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
         StageSpec("sweep-guidance", SweepGuidanceConfig, "sweep", "choose the guidance scale by looking at each"),
         StageSpec(
+            "sweep-solvers",
+            SweepSolversConfig,
+            "solver-sweep",
+            "choose the solver with the fewest steps that is good enough",
+            check="hdtrain.sampling.fit_solvers",
+        ),
+        StageSpec(
             "sample",
             SampleConfig,
             "images",
             "classifier-guided mass generation",
             check="hdtrain.sampling.fit",
+            previews="hdtrain.stages.preview_sample",
             shared=True,
         ),
         StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),

@@ -1,5 +1,6 @@
 """Configs of the stages from models to an answer: `sweep-guidance`, `sample`, `select`, `evaluate`, `report`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from hdtrain.config.base import (
     ImagesParent,
     Incidental,
     SelectionParent,
+    SolverSweepParent,
     SweepParent,
 )
 from hdtrain.config.protocol import CONFLICTS, FollowsProtocol
@@ -38,11 +40,46 @@ class SolverConfig(Config):
     """DPM-Solver++ and UniPC: take the classifier's term in a step of its own, of first order, between those of the
     denoiser (operator splitting, Wizadwongsa & Suwajanakorn 2023); else it goes into the high-order step."""
 
+    @property
+    def name(self) -> str:
+        """`ddim-200`, `unipc-20`; behind it what of its other settings is not the default and makes a difference:
+        `ddim-50-eta1`, `unipc-20-order3-unsplit`."""
+        name = f"{self.kind}-{self.steps}"
+        if self.kind in ("ddim", "ddpm"):
+            return f"{name}-eta{self.eta:g}" if self.eta else name
+        order = f"-order{self.order}" if self.order != SolverConfig.model_fields["order"].default else ""
+        return name + order + ("" if self.splitting else "-unsplit")
+
     @model_validator(mode="after")
     def _eta_is_ddims(self) -> "SolverConfig":
         if self.eta > 0 and self.kind != "ddim":
             raise ValueError(f"eta belongs to solver.kind=ddim; {self.kind} has none")
         return self
+
+
+def check_guidance(
+    classifier: Path | None, guidance: float, guidance_from: Path | None, untouched: Sequence[float] = (1.0, 0.0)
+) -> None:
+    """Refuse a g where nothing takes it.
+
+    Args:
+        classifier: ϕ.
+        guidance: g.
+        guidance_from: the sweep that g comes from.
+        untouched: values of g that say nothing, since they are defaults.
+
+    Raises:
+        ValueError: says which of the two was given without a classifier.
+    """
+    if classifier is not None:
+        return
+    if guidance_from is not None:
+        raise ValueError("guidance_from is the g of a classifier; give 'classifier' (ϕ), or leave guidance_from out")
+    if guidance not in untouched:
+        raise ValueError(
+            f"guidance={guidance:g} is the g of a classifier, and there is none; give 'classifier' (ϕ), or leave "
+            "guidance out"
+        )
 
 
 class SampleConfig(FollowsProtocol):
@@ -67,6 +104,8 @@ class SampleConfig(FollowsProtocol):
     images: str | None = None
     """Of these images only some, as `0-999,5000`: each is what it would be in the whole run."""
     solver: SolverConfig = SolverConfig()
+    solver_from: SolverSweepParent | None = None
+    """Take the solver from the choice of this sweep, and not from `solver`."""
     samples_per_shard: int = Field(256, ge=1)
     batch_size: int = Field(32, ge=1)
     """What the networks see at once. Another one moves a pixel in some ten thousand by 1 of 255, in `fp64` none."""
@@ -88,18 +127,8 @@ class SampleConfig(FollowsProtocol):
 
     @model_validator(mode="after")
     def _guidance_of_a_classifier(self) -> "SampleConfig":
-        if self.classifier is not None:
-            return self
-        if self.guidance_from is not None:
-            raise ValueError(
-                "guidance_from is the g of a classifier; give 'classifier' (ϕ), or leave guidance_from out"
-            )
         untouched = CONFLICTS["sample"][self.protocol]["guidance"], 1.0, 0.0
-        if self.guidance not in untouched:
-            raise ValueError(
-                f"guidance={self.guidance:g} is the g of a classifier, and there is none; give 'classifier' (ϕ), or "
-                "leave guidance out"
-            )
+        check_guidance(self.classifier, self.guidance, self.guidance_from, untouched)
         return self
 
     def departures(self) -> list[str]:

@@ -54,6 +54,20 @@ class Parts:
         """The part's file."""
         return self.directory / f"{unit.name}.npz"
 
+    def has(self, name: str) -> bool:
+        """Whether a part is there."""
+        return (self.directory / f"{name}.npz").exists()
+
+    def read(self, name: str) -> Arrays:
+        """A part."""
+        with np.load(self.directory / f"{name}.npz") as archive:
+            return {array: archive[array] for array in archive.files}
+
+    def write(self, name: str, arrays: Arrays) -> None:
+        """Publish a part."""
+        with atomic_file(self.directory / f"{name}.npz") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
     def compute(self, title: str, units: Sequence[Unit]) -> None:
         """Make this rank's share of the parts that are not there, then wait for the other ranks."""
         mine = self.world.share(units)
@@ -62,9 +76,7 @@ class Parts:
         done = total - sum(unit.samples for unit in todo)
         with Progress(title, total, done=done, enabled=self.world.is_main) as progress:
             for unit in todo:
-                arrays = unit.compute()
-                with atomic_file(self.path(unit)) as stream:
-                    np.savez(stream, **arrays)  # type: ignore[arg-type]
+                self.write(unit.name, unit.compute())
                 progress.update(unit.samples)
         barrier()
 

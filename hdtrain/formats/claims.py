@@ -43,6 +43,8 @@ class WorkerState(Config):
     """What it works on."""
     unit_images: int = 0
     """Of which so many are done."""
+    whole_images: int = 0
+    """Of the units that are done, whoever made them, as far as it knows."""
     images: int = 0
     """All that it has done."""
     images_per_sec: float = 0.0

@@ -154,6 +154,7 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
         "denoiser": "train-ldm",
         "classifier": "train-classifier",
         "sweep": "sweep-guidance",
+        "solver-sweep": "sweep-solvers",
         "selection": "select",
         "evaluation": "evaluate",
     }

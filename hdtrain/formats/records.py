@@ -26,6 +26,7 @@ def write_record_shard(
     labels: Sequence[int | None],
     per_member: int,
     failed: Mapping[str, int] | None = None,
+    writer: str = "",
 ) -> None:
     """Publish `records` (n, …) with one key and label each; key i belongs to record i.
 
@@ -36,8 +37,9 @@ def write_record_shard(
         labels: one a record, None where unlabelled.
         per_member: records in one tar member.
         failed: inputs that gave no record, by reason.
+        writer: of `ShardWriter`.
     """
-    with ShardWriter(path) as writer:
+    with ShardWriter(path, writer) as shard:
         for first in range(0, len(records), per_member):
             part = slice(first, first + per_member)
             buffer = io.BytesIO()
@@ -45,13 +47,13 @@ def write_record_shard(
             data = buffer.getvalue()
             shape = list(records[part].shape)
             header = len(data) - records[part].nbytes
-            offset = writer.add_member(f"{first:08d}.records.npy", data) + header
+            offset = shard.add_member(f"{first:08d}.records.npy", data) + header
             listing = {"keys": list(keys[part]), "labels": list(labels[part])}
-            writer.add_member(f"{first:08d}.records.json", canonical_json(listing))
-            writer.sidecar.records.append({"offset": offset, "shape": shape, "dtype": records.dtype.str})
-        writer.sidecar.keys, writer.sidecar.labels = list(keys), list(labels)
-        writer.sidecar.samples = len(records)
-        writer.sidecar.failed = dict(failed or {})
+            shard.add_member(f"{first:08d}.records.json", canonical_json(listing))
+            shard.sidecar.records.append({"offset": offset, "shape": shape, "dtype": records.dtype.str})
+        shard.sidecar.keys, shard.sidecar.labels = list(keys), list(labels)
+        shard.sidecar.samples = len(records)
+        shard.sidecar.failed = dict(failed or {})
 
 
 class RecordReader(ShardReader):

@@ -109,6 +109,16 @@ class RunDir:
         return self.path / "sweep.json"
 
     @property
+    def solvers(self) -> Path:
+        """Figures of every solver, and the choice."""
+        return self.path / "solvers.json"
+
+    @property
+    def speed(self) -> Path:
+        """How fast each solver was here; no part of what is published, since it differs from run to run."""
+        return self.path / "speed.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained HTML report."""
         return self.path / "report.html"

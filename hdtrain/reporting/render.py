@@ -48,7 +48,7 @@ MEMORISED_BY_SPACE = {"memorised_share_features": "in features", "memorised_shar
 GROUPS = {
     "data": ("shard", "verify", "encode"),
     "training": ("train-vae", "train-ldm", "train-classifier", "adapt-decoder"),
-    "synthesis": ("sweep-guidance", "sample", "select"),
+    "synthesis": ("sweep-guidance", "sweep-solvers", "sample", "select"),
     "answer": ("evaluate",),
 }
 GROUP_PREFIX = "stage-group-"

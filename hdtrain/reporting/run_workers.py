@@ -36,7 +36,9 @@ def shared_progress(run: RunDir, config: dict[str, Any], workers: Sequence[Worke
     """Of all jobs together: whole shards, and what the workers have of theirs."""
     total = max((worker.total_images for worker in workers), default=0)
     whole = sum(entry.name.endswith(".tar") and entry.name[0] != "." for entry in _entries(run))
-    images = whole * int(number(config.get("samples_per_shard")) or 0) + sum(each.unit_images for each in workers)
+    a_shard = int(number(config.get("samples_per_shard")) or 0)
+    done = whole * a_shard if a_shard else max((worker.whole_images for worker in workers), default=0)
+    images = done + sum(each.unit_images for each in workers)
     return Progress(
         images=min(images, total) if total else images,
         total_images=total or None,

@@ -16,14 +16,14 @@ from hdtrain.formats.run_dir import RunDir
 HIGHLIGHTS = (
     "protocol", "preset", "model.kind", "model.preset", "model.name", "model.augmented_copies", "reader.resolution",
     "duration.images", "batch.global_batch_size", "optim.lr", "engine.precision", "perceptual.kind",
-    "classifier_weight", "guidance", "classifier_free", "guidances", "choice", "solver.kind",
-    "solver.steps", "per_class", "sample.mode", "sample.per_class",
+    "classifier_weight", "guidance", "classifier_free", "guidances", "choice", "solver",
+    "solver.kind", "solver.steps", "reference.kind", "reference.steps", "per_class", "sample.mode", "sample.per_class",
     "sample.fraction", "max_samples", "ratios", "gates.confidence", "gates.nearest_centroid", "shortfall",
     "encoder.kind", "encoder.name", "bootstrap_resamples",
 )  # fmt: skip
 """Config keys worth a column in the table of stages; the whole config stands below it."""
 
-WITH_DATASETS = ("selection", "sweep")
+WITH_DATASETS = ("selection", "sweep", "solver-sweep")
 """Kinds whose manifest lists the data sets that were published below the run directory."""
 
 
@@ -93,10 +93,13 @@ class Run:
 
     @property
     def highlights(self) -> dict[str, Any]:
-        """The keys of `HIGHLIGHTS` that this config holds; of guidance what the manifest says was used."""
+        """The keys of `HIGHLIGHTS` that this config holds; of guidance, and of a solver that a sweep chose, what the
+        manifest says was used."""
         flat = dict(flatten(self.config))
         if self.manifest and self.stage == "sample":
             flat |= {key: self.manifest.info.get(key) for key in ("guidance", "classifier_free")}
+            if flat.get("solver_from"):
+                flat |= {"solver": self.manifest.info.get("solver"), "solver.kind": None, "solver.steps": None}
         return {key: flat[key] for key in HIGHLIGHTS if flat.get(key) is not None}
 
     @property

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from hdtrain.config.synthesis import SampleConfig
+from hdtrain.config.synthesis import SampleConfig, SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.steps import check_steps
 from hdtrain.errors import ManifestError
@@ -23,6 +24,7 @@ def check(config: SampleConfig, manifest_of: ManifestOf) -> None:
     """
     check_decoder(config, manifest_of)
     check_guide(config, manifest_of)
+    config = with_choices(config, manifest_of)
     counts_of(config.per_class, classes_of(config, manifest_of))
     schedule = NoiseScheduleConfig(**manifest_of(config.denoiser).info["schedule"])
     check_steps(config.solver.kind, config.solver.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
@@ -99,8 +101,55 @@ def classes_of(config: SampleConfig, manifest_of: ManifestOf) -> list[str] | Non
     return guide or denoiser.classes
 
 
-def with_guidance(config: SampleConfig, manifest_of: ManifestOf) -> SampleConfig:
-    """`config` with the g that a sweep chose, where `guidance_from` names one."""
-    if config.guidance_from is None:
-        return config
-    return config.model_copy(update={"guidance": float(manifest_of(config.guidance_from).info["choice"])})
+def with_choices(config: SampleConfig, manifest_of: ManifestOf) -> SampleConfig:
+    """`config` with the g and the solver that sweeps chose, where `guidance_from` and `solver_from` name some."""
+    chosen: dict[str, Any] = {}
+    if config.guidance_from is not None:
+        chosen["guidance"] = float(manifest_of(config.guidance_from).info["choice"])
+    if config.solver_from is not None:
+        chosen["solver"] = SolverConfig.model_validate(manifest_of(config.solver_from).info["choice"])
+    return config.model_copy(update=chosen)
+
+
+def doubts_of_choices(config: SampleConfig, manifest_of: ManifestOf) -> list[str]:
+    """A warning for every sweep whose choice was made for other models or another guidance than this run has.
+
+    Args:
+        config: as the user gave it.
+        manifest_of: the manifest of a parent by its path in `config`.
+    """
+    doubts = []
+    for key in ("guidance_from", "solver_from"):
+        sweep = getattr(config, key)
+        if sweep is None:
+            continue
+        manifest, others = manifest_of(sweep), []
+        for name in ("denoiser", "classifier"):
+            ours, theirs = getattr(config, name), manifest.parents.get(name)
+            if (manifest_of(ours).identity if ours else None) != (theirs.identity if theirs else None):
+                others.append(f"with another {name} ({Path(theirs.path).name if theirs else 'none'})")
+        others += [
+            f"with {name} {_shown(manifest.info[name])}, where this run has {_shown(value)}"
+            for name, value in guidance_of(config, manifest_of).items()
+            if name in manifest.info and manifest.info[name] != value
+        ]
+        if others:
+            doubts.append(
+                f"{key}: {sweep} was made {' and '.join(others)}: its choice need not be good here; run "
+                f"`hdtrain {manifest.stage}` with this run's models and guidance"
+            )
+    return doubts
+
+
+def guidance_of(config: SampleConfig, manifest_of: ManifestOf) -> dict[str, float | None]:
+    """How strongly images are guided: `guidance` (0 without ϕ), `classifier_free` (None where there are no classes)."""
+    conditional = bool(manifest_of(config.denoiser).classes)
+    weight = 1.0 if config.classifier_free is None else config.classifier_free
+    return {
+        "guidance": with_choices(config, manifest_of).guidance if config.classifier else 0.0,
+        "classifier_free": weight if conditional else None,
+    }
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"

@@ -11,7 +11,7 @@ from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.models.denoiser import load_denoiser
-from hdtrain.sampling.fit import ManifestOf, classes_of, with_guidance
+from hdtrain.sampling.fit import ManifestOf, classes_of, with_choices
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.models import load_decoder, load_guide
 from hdtrain.sampling.plan import SamplePlan, counts_of
@@ -30,7 +30,8 @@ def open_plan(config: SampleConfig, manifest_of: ManifestOf) -> SamplePlan:
 
 
 def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenerator:
-    """Every model on this rank's device, and the plan. What `guidance_from` says stands in the generator's config.
+    """Every model on this rank's device, and the plan. What `guidance_from` and
+    `solver_from` say stands in the generator's config.
 
     Args:
         config: of `sample`.
@@ -39,7 +40,7 @@ def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenera
     Raises:
         ManifestError: the models do not fit each other, or what is asked of them.
     """
-    config = with_guidance(config, manifest_of)
+    config = with_choices(config, manifest_of)
     info, dtype = manifest_of(config.denoiser).info, _DTYPES[config.precision]
     decoder, guide = load_decoder(config, manifest_of), load_guide(config, manifest_of)
     denoiser: Any = load_denoiser(config.denoiser, device())

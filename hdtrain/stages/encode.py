@@ -1,5 +1,9 @@
-"""`hdtrain encode CONFIG --out RUN`: the posterior's mean and std of every image, exactly once, one part a shard."""
+"""`hdtrain encode CONFIG --out RUN`: the posterior's mean and std of every image, exactly once, one part a shard.
 
+The parts are made by ranks of any number of jobs (`hdtrain.distributed.shared_work`).
+"""
+
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,34 +15,49 @@ from hdtrain.config.training import EncodeConfig
 from hdtrain.data.broken import BrokenSamples
 from hdtrain.data.exactly_once import ShardByShard, iterate_shard
 from hdtrain.data.images import labelled_classes
-from hdtrain.distributed.collectives import barrier, device, use_reproducible_kernels
+from hdtrain.distributed.collectives import device, use_reproducible_kernels
+from hdtrain.distributed.shared_work import SharedUnit, SharedWork
+from hdtrain.distributed.stop import STOP
 from hdtrain.distributed.transfer import to_device
-from hdtrain.formats.manifest import FieldSpec
+from hdtrain.formats.claims import Claims
+from hdtrain.formats.manifest import FieldSpec, Manifest
 from hdtrain.formats.records import write_record_shard
-from hdtrain.formats.shards import ShardReader, Sidecar, is_complete, shard_entry, sidecar_path
+from hdtrain.formats.shards import ShardReader, Sidecar, shard_entry, sidecar_path
 from hdtrain.models.autoencoder import PublishedAutoencoder, load_autoencoder, to_unit_range
-from hdtrain.progress import Progress
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import datasets_of
 
 
 def run(config: EncodeConfig, context: StageContext) -> None:
     """Run the stage."""
+    STOP.install()
     use_reproducible_kernels()
     published = load_autoencoder(config.vae, device())
     datasets = datasets_of(context, config.images)
     shards = ShardByShard(datasets, config)
     parts = [context.run.shards / f"latents-{number:06d}.tar" for number in range(len(shards))]
-    todo = [number for number in context.world.share(range(len(shards))) if not is_complete(parts[number])]
     broken = BrokenSamples(sum(shards.samples), config.max_failed_share)
     views = 2 if config.flips else 1
-    with Progress("encode", views * sum(shards.samples[n] for n in todo), enabled=context.world.is_main) as progress:
-        for number, shard in shards.each(todo):
-            _encode_shard(shard.reader, parts[number], published, config, broken, progress)
-    barrier()
-    if not context.world.is_main:
-        return
+    units = [SharedUnit(part.name, views * count) for part, count in zip(parts, shards.samples, strict=True)]
+    with Claims(context.run.claims, context.world.rank) as claims:
+        work = SharedWork("encode", units, context.run, context.world, claims)
+        work.make_all(
+            lambda n, shard: _encode_shard(shard.reader, parts[n], published, config, broken, work), shards.each
+        )
+        if context.world.is_main and work.publishes():
+            _publish(config, context, published, datasets, parts, broken)
+    if context.run.manifest.exists():
+        shutil.rmtree(context.run.claims, ignore_errors=True)
 
+
+def _publish(
+    config: EncodeConfig,
+    context: StageContext,
+    published: PublishedAutoencoder,
+    datasets: list[tuple[Path, Manifest]],
+    parts: list[Path],
+    broken: BrokenSamples,
+) -> None:
     failed = _failed(parts, broken)
     entries = [shard_entry(part, context.run.path) for part in parts]
     spec = FieldSpec(dtype="float16", shape=[2, *published.codec.latent_shape], layout="mean,std CHW, unscaled")
@@ -65,7 +84,7 @@ def _encode_shard(
     published: PublishedAutoencoder,
     config: EncodeConfig,
     broken: BrokenSamples,
-    progress: Progress,
+    work: SharedWork,
 ) -> None:
     """One part: the latents of the images that can be decoded, and how many cannot."""
     records = [np.empty((0, 2, *published.codec.latent_shape), np.float16)]
@@ -75,9 +94,9 @@ def _encode_shard(
         records.append(moments)
         keys += batch_keys
         labels += batch_labels
-        progress.update(len(batch_keys))
+        work.saw(len(batch_keys))
     failed = broken.by_reason(reader.path)
-    write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed)
+    write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed, work.writer)
 
 
 @torch.no_grad()

@@ -1,17 +1,17 @@
 """`hdtrain sample CONFIG --out RUN`: guided generation; the same images from any number of ranks and jobs."""
 
 import shutil
-from typing import Any
 
-from hdtrain.config.synthesis import SampleConfig, SolverConfig
+from hdtrain.config.synthesis import SampleConfig
 from hdtrain.distributed.collectives import use_reproducible_kernels
 from hdtrain.distributed.stop import STOP
 from hdtrain.errors import ConfigError
 from hdtrain.formats.claims import Claims
 from hdtrain.formats.manifest import FieldSpec
 from hdtrain.formats.shards import shard_entry
+from hdtrain.sampling.describe import describe
 from hdtrain.sampling.extend import take_over
-from hdtrain.sampling.fit import classes_of
+from hdtrain.sampling.fit import classes_of, doubts_of_choices
 from hdtrain.sampling.open import open_generator
 from hdtrain.sampling.work import Worker
 from hdtrain.stages.base import StageContext
@@ -24,15 +24,18 @@ def run(config: SampleConfig, context: StageContext) -> None:
     classes = classes_of(config, context.manifest_of)
     source = open_generator(config, context.manifest_of)
     context = context.following(source.config, *_released_code_has_no(config, context))
-    plan, common = source.plan, _common(source.config, context, bool(context.manifest_of(config.denoiser).classes))
+    plan, common = source.plan, describe(source.config, context.parents)
     if not plan.num_images:
         raise ConfigError("images", [f"images: {config.images} holds none of the images that per_class asks for"])
+    if context.world.is_main:
+        for doubt in doubts_of_choices(config, context.manifest_of):
+            print(f"warning: {doubt}")
     units = plan.units()
     take_over(config, context.run, context.parents, units)
     with Claims(context.run.claims, context.world.rank) as claims:
         worker = Worker(source, units, context.run, context.world, claims, classes, common)
         worker.make_all()
-        if context.world.is_main and worker.publishes():
+        if context.world.is_main and worker.work.publishes():
             size, counts = source.decoder.resolution, dict(zip(classes or [], plan.class_counts, strict=False))
             context.publish(
                 fields={"image": FieldSpec(dtype="uint8", shape=[size, size, 3], range=(0, 255), layout="HWC RGB")},
@@ -49,25 +52,3 @@ def run(config: SampleConfig, context: StageContext) -> None:
 def _released_code_has_no(config: SampleConfig, context: StageContext) -> list[str]:
     adapted = config.decoder and context.manifest_of(config.decoder).stage == "adapt-decoder"
     return ["decoder: adapted (plain)"] if config.protocol == "released_code" and adapted else []
-
-
-def _common(config: SampleConfig, context: StageContext, class_conditional: bool) -> dict[str, Any]:
-    """What every sample, and the manifest, says of how the images were made."""
-    common: dict[str, Any] = {"guidance": config.guidance if config.classifier else 0.0}
-    if class_conditional:
-        common["classifier_free"] = 1.0 if config.classifier_free is None else config.classifier_free
-    common["solver"] = _solver_name(config.solver, guided=config.classifier is not None)
-    common |= {name: config.precision for name in ("precision",) if config.precision != "fp32"}
-    encoder = context.manifest_of(config.denoiser).info.get("encoder_id")
-    common |= {"encoder": encoder[:16]} if encoder else {}
-    return common | {name: manifest.identity[:16] for name, (_, manifest) in context.parents.items()}
-
-
-def _solver_name(solver: SolverConfig, guided: bool) -> str:
-    """What matters of it: `ddim-200-eta0`, `ddpm-200`, `dpm-solver++-20-order2-splitting`."""
-    name = f"{solver.kind}-{solver.steps}"
-    if solver.kind == "ddim":
-        return f"{name}-eta{solver.eta:g}"
-    if solver.kind == "ddpm":
-        return name
-    return f"{name}-order{solver.order}" + ("-splitting" if guided and solver.splitting else "")

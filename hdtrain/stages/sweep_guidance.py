@@ -17,7 +17,7 @@ from hdtrain.formats.sweep import write_sweep
 from hdtrain.models.classifier import load_classifier
 from hdtrain.reporting.sweep import sweep_svg
 from hdtrain.sampling.open import open_generator
-from hdtrain.sampling.sweep import generate_scales, scale_configs, shard_paths, take_over
+from hdtrain.sampling.sweep import generate_sets, scale_configs, shard_paths, take_over
 from hdtrain.stages.base import StageContext
 
 
@@ -28,15 +28,15 @@ def run(config: SweepGuidanceConfig, context: StageContext) -> None:
     # Another choice is another run, but no other images and figures.
     work = fingerprint("sweep-guidance", config.model_copy(update={"choice": None, "tolerance": 0.0}), context.parents)
     parts = Parts.open(directory, work, context.world)
-    if context.world.is_main and (earlier := take_over(directory, parts.directory)):
-        print(f"images and scores are those of {earlier.name}")
+    if context.world.is_main and (earlier := take_over(directory, parts.directory, config.data_sets)):
+        print(f"images and scores are those of {', '.join(path.name for path in earlier)}")
     barrier()
 
     configs = scale_configs(config)
     source = open_generator(list(configs.values())[-1], context.manifest_of)
     models = {name: context.parents[name][1].identity[:16] for name in ("denoiser", "decoder", "classifier")}
     metas = {name: {"guidance": scale.guidance, **models} for name, scale in configs.items()}
-    generate_scales(source, configs, directory, classes, metas, context.world)
+    generate_sets("sweep-guidance", source, configs, directory, classes, metas, context.world)
     size = source.decoder.resolution
     for name, scale in configs.items():
         context.publish(

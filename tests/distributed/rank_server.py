@@ -31,6 +31,7 @@ MODULES = (
     "sample",
     "select",
     "sweep_guidance",
+    "sweep_solvers",
 )
 
 

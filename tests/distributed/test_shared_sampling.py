@@ -82,7 +82,7 @@ def test_two_jobs_started_at_different_times_and_one_of_them_killed_make_what_on
     assert (run / "contact_sheet.jpg").exists()
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("ranks", [pytest.param(number, marks=pytest.mark.slow) for number in (2, 3)])
 def test_any_number_of_ranks_makes_the_same_shards(chain, alone, tmp_path, ranks):
     ended(start(chain, tmp_path / "run", ranks))
     assert shards(tmp_path / "run") == shards(alone)

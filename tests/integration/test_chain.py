@@ -29,6 +29,12 @@ SWEEP = {
     "judge": "@arm-real",
     "resolution": 32,
 }
+SOLVERS = {key: SWEEP[key] for key in ("denoiser", "decoder", "classifier", "real", "encoder", "resolution")} | {
+    "guidance_from": "@sweep",
+    "per_class": 3,
+    "reference": {"steps": 4},
+    "solvers": [{"kind": "unipc", "steps": 2}],
+}
 
 
 def recipe() -> dict:
@@ -59,6 +65,7 @@ def recipe() -> dict:
         },
         "arm-real": arm("@labelled"),
         "sweep": {"stage": "sweep-guidance", "config": SWEEP},
+        "solvers": {"stage": "sweep-solvers", "config": SOLVERS},
         "arm-selective": arm("@labelled", "@selection/selective-0.5"),
         "evaluation": {
             "stage": "evaluate",
@@ -88,7 +95,7 @@ def recipe() -> dict:
         "exported": {"stage": "export", "config": {"denoiser": "@ldm", "decoder": "@decoder"}},
         "imported": {"stage": "import", "config": {"part": "autoencoder", "path": "@exported/model"}},
     }
-    nodes["candidates"]["config"]["guidance_from"] = "@sweep"
+    nodes["candidates"]["config"] |= {"guidance_from": "@sweep", "solver_from": "@solvers"}
     return {"name": "tiny", "out": "runs", "variables": {"data": "raw"}, "ranks": {"vae": 2}, "stages": nodes}
 
 
@@ -106,6 +113,7 @@ FROM_DECODER = {
     *(
         "decoder",
         "sweep",
+        "solvers",
         "candidates",
         "selection",
         "arm-selective",

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_chain import prepare, run_here
 
 from hdtrain.distributed.world import World
+from hdtrain.formats.claims import Claims
 from hdtrain.formats.manifest import publish, read_manifest
 from hdtrain.formats.records import RecordReader
 from hdtrain.formats.shards import Sidecar, open_shards, sidecar_path
@@ -109,7 +110,10 @@ def test_several_ranks_and_a_restart_count_all_broken_images_together(chain, wri
     config = config_of(chain, write, "some", {1, 7}, 0.1)
     prepare("encode", tmp_path / "run", config)
     resolved, context = StageContext.open("encode", tmp_path / "run")
-    encode.run(resolved, replace(context, world=World(rank=1, size=2)))  # one broken image each: none sees too many
+    with Claims(context.run.claims) as others:
+        assert others.take("latents-000000.tar")
+        assert others.take("latents-000002.tar")
+        encode.run(resolved, replace(context, world=World(rank=1, size=2)))  # one broken image each: none sees too many
     assert run_here("encode", tmp_path / "run", config) == 2
     assert "2 broken images of 13" in capsys.readouterr().err
     assert not (tmp_path / "run" / "manifest.json").exists()

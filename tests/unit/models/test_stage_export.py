@@ -95,6 +95,7 @@ def test_plain_diffusers_draws_the_images_that_our_sampler_draws_from_the_same_n
     assert np.abs(plain - expected).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_so_it_does_for_pixels_with_v_prediction_and_zero_terminal_snr(pixel, tmp_path):
     denoiser, exported = pixel
     plain_python(PLAIN, tmp_path, exported / "model", tmp_path / "images.npy")

@@ -1,0 +1,59 @@
+"""`python -m hdtrain.stages.preview_sample < CONFIG`: what `sample` would make, and what sweeps chose for it.
+
+For `--dry-run`. The resolved config comes as YAML on stdin; nothing is written, and torch is not imported. Exit codes
+as of `hdtrain.stages.__main__`.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import yaml
+
+from hdtrain.config.load import validate
+from hdtrain.config.ranges import parse_ranges
+from hdtrain.config.synthesis import SampleConfig
+from hdtrain.errors import HdtrainError
+from hdtrain.formats.fingerprint import read_parents
+from hdtrain.sampling.fit import classes_of, doubts_of_choices, with_choices
+from hdtrain.sampling.plan import SamplePlan, counts_of
+
+STAGE = "sample"
+MISTAKE = 2
+
+
+def preview(config: SampleConfig) -> Iterator[str]:
+    """The lines.
+
+    Raises:
+        HdtrainError: what the stage itself would refuse.
+    """
+    manifests = dict(read_parents(config, STAGE).values())
+    classes = classes_of(config, manifests.__getitem__)
+    only = parse_ranges(config.images) if config.images is not None else None
+    plan = SamplePlan(counts_of(config.per_class, classes), config.samples_per_shard, only)
+    of = f" of {len(classes)} classes" if classes else ""
+    yield f"images: {plan.num_images:,}{of} in {len(plan.units()):,} shards"
+    used = with_choices(config, manifests.__getitem__)
+    if config.classifier:
+        yield f"guidance: {used.guidance:g}{_chosen_in(config.guidance_from)}"
+    yield f"solver: {used.solver.name}{_chosen_in(config.solver_from)}"
+    yield from (f"warning: {doubt}" for doubt in doubts_of_choices(config, manifests.__getitem__))
+
+
+def _chosen_in(sweep: object) -> str:
+    return f", chosen in {sweep}" if sweep else ""
+
+
+def main() -> int:
+    """Print what is found, or a mistake; return the exit code."""
+    try:
+        for line in preview(validate(SampleConfig, yaml.safe_load(sys.stdin), STAGE)):
+            print(line)
+    except HdtrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
