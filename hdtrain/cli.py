@@ -2,15 +2,16 @@
 
     hdtrain STAGE CONFIG.yaml --out DIR [--ranks N] [--machine I/N] [--dry-run [--rate R]] [key=value …]
     hdtrain run RECIPE.yaml [--out DIR] [--ranks N] [--only NODE]… [--dry-run] [key=value …]
-    hdtrain status RUN… [--json]
+    hdtrain status RUN|FOLDER… [--json]
     hdtrain weights list|fetch|add|check
+    hdtrain launch STAGE_OR_RECIPE --cluster NAME […]
+    hdtrain logs|cancel|retry|tensorboard RUN|FOLDER […]
 
 The same command again continues. Exit codes: 0 done, 1 a bug, 2 a mistake of the user's making, 3 stopped before its
 end after saving, 130 interrupted, 128 + n killed by signal n.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hdtrain import weights_command
+from hdtrain import launch_command, logs_command, queue_command, tensorboard_command, weights_command
 from hdtrain.config.base import Config
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted
@@ -30,10 +31,25 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.prepare import await_prepared, inspect, resolve, run_node
 from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
 from hdtrain.stages.__main__ import MISTAKE, STOPPED
+from hdtrain.text import table
 from launchers.local import LocalLauncher
 from launchers.processes import environment
 
 _PATHS = "Relative paths, in files and overrides alike, are relative to the current directory."
+
+_OF_RUNS = (
+    ("status", "tell how far runs are", queue_command.status, queue_command.add_status_arguments),
+    ("logs", "show what a run printed", logs_command.logs, logs_command.add_arguments),
+    ("cancel", "stop jobs; running ones save first", queue_command.cancel, queue_command.add_cancel_arguments),
+    ("retry", "submit again what failed or was cancelled", queue_command.retry, queue_command.add_retry_arguments),
+    (
+        "tensorboard",
+        "TensorBoard over all runs of a recipe",
+        tensorboard_command.tensorboard,
+        tensorboard_command.add_arguments,
+    ),
+)
+"""Name, summary, function, and what adds the arguments: of commands that look at runs and their jobs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,12 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="NODE", help="run this node alone; may be given again"
     )
     _common(command, "VARIABLE=value or NODE.dotted.key=value")
-    command = _command(commands, "status", "tell how far runs are", status)
-    command.set_defaults(overrides=[])
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a recipe's folder")
-    command.add_argument("--json", action="store_true", help="as JSON: a list of runs")
+    for name, summary, function, arguments in _OF_RUNS:
+        command = _command(commands, name, summary, function)
+        command.set_defaults(overrides=[])
+        arguments(command)
     command = _command(commands, "weights", "list, fetch, add or check files of weights", weights_command.run)
     weights_command.add_arguments(command)
+    launch = _command(commands, "launch", "submit a stage or a recipe as jobs", launch_command.launch)
+    launch_command.add_arguments(launch)
     for spec in STAGES.values():
         command = _command(commands, spec.name, spec.summary, stage)
         command.set_defaults(stage=spec.name)
@@ -220,26 +238,11 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, args.out, args.ranks)
     if args.dry_run:
         rows = [(node.name, node.stage, str(state or "to do")) for node, state in plan(recipe, only)]
-        print(_table([("node", "stage", f"in {recipe.out}"), *rows]))
+        print(table([("node", "stage", f"in {recipe.out}"), *rows]))
         return 0
     with LocalLauncher(warm=True) as launcher:
         ended = run_recipe(recipe, launcher, only)
     return _summary(recipe, ended)
-
-
-def status(args: argparse.Namespace) -> int:
-    """`hdtrain status`: a page for one run, a table for several."""
-    from hdtrain.reporting.status import find_runs, read_status
-    from hdtrain.reporting.status_text import status_notes, status_page, status_rows
-
-    found = [read_status(path) for path in find_runs(args.runs)]
-    if args.json:
-        print(json.dumps([one.tree() for one in found], indent=1, ensure_ascii=False))
-    elif args.runs == [Path(found[0].path)]:
-        print(status_page(found[0]))
-    else:
-        print("\n".join([_table(status_rows(found)), *status_notes(found)]))
-    return 0
 
 
 def _summary(recipe: Recipe, ended: list[tuple[Node, Outcome | None]]) -> int:
@@ -247,7 +250,7 @@ def _summary(recipe: Recipe, ended: list[tuple[Node, Outcome | None]]) -> int:
         (node.name, node.stage, outcome.status if outcome else "not run", f"{outcome.seconds:.1f}" if outcome else "")
         for node, outcome in ended
     ]
-    print(f"\n{recipe.name} in {recipe.out}\n" + _table([("node", "stage", "status", "seconds"), *rows]))
+    print(f"\n{recipe.name} in {recipe.out}\n" + table([("node", "stage", "status", "seconds"), *rows]))
     for node, outcome in ended:
         if outcome and outcome.code:
             print(_failure(node.name, node.stage, node.directory, outcome), file=sys.stderr)
@@ -271,13 +274,6 @@ def _failure(name: str, stage: str, directory: Path, outcome: Outcome) -> str:
 
 def _exit_code(outcome: Outcome) -> int:
     return 128 - outcome.code if outcome.code < 0 else outcome.code
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 if __name__ == "__main__":

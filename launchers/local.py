@@ -70,7 +70,7 @@ class LocalLauncher:
         run = RunDir(run_dir)
         log = next_log(run, f"-machine{self._machine.index}" if self._machine.count > 1 else "")
         ranks = 1 if STAGES[stage].one_process else ranks
-        with _Tee(log) as tee:
+        with Tee(log) as tee:
             running = self._start(stage, run, ranks, tee)
             with _forwarding(running) as received:
                 code = running.wait()
@@ -80,7 +80,7 @@ class LocalLauncher:
             raise KeyboardInterrupt(received[0])
         return code
 
-    def _start(self, stage: str, run: RunDir, ranks: int, tee: "_Tee") -> "_Stage":
+    def _start(self, stage: str, run: RunDir, ranks: int, tee: "Tee") -> "_Stage":
         if ranks * self._machine.count > 1:
             outcome = _outcome(run, self._machine)
             outcome.unlink(missing_ok=True)
@@ -148,13 +148,13 @@ def next_log(run: RunDir, suffix: str = "") -> Path:
     return run.logs / f"{number:03d}{suffix}.log"
 
 
-class _Tee:
+class Tee:
     """A pipe whose content goes to the terminal and to a log."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def __enter__(self) -> "_Tee":
+    def __enter__(self) -> "Tee":
         self.log = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._output, self.input = os.pipe()
         self._thread = threading.Thread(target=self._copy, daemon=True)

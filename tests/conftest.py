@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from submitted_runs import recipe, states  # noqa: F401
 from tiny_chain import chain  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[1]

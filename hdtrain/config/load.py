@@ -46,6 +46,13 @@ class _UniqueKeys(yaml.SafeLoader):
         node.checked = True  # type: ignore[attr-defined]  # merging puts the merged keys into the node
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """YAML 1.1 reads `24:00:00` as 86400, base 60; here it stays the text that it looks like."""
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _UniqueKeys.construct_yaml_int)
+
 
 def _reason(error: yaml.YAMLError) -> str:
     """What PyYAML found, and where in the value; a backslash wants single quotes or to be doubled."""

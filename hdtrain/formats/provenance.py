@@ -19,7 +19,9 @@ PACKAGES = ("torch", "deepspeed", "diffusers", "timm", "webdataset", "numpy", "p
 
 @cache
 def git_commit() -> str:
-    """Commit of the code that runs, `+` for uncommitted changes; HDTRAIN_COMMIT or `unknown` outside a checkout."""
+    """Commit of the code that runs, `+` for uncommitted changes: HDTRAIN_COMMIT, or its checkout's, or `unknown`."""
+    if told := os.environ.get("HDTRAIN_COMMIT"):  # a submission's code lies in somebody else's checkout, if in any
+        return told
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
@@ -32,7 +34,7 @@ def git_commit() -> str:
         ).stdout
         return head.strip() + ("+" if dirty.strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("HDTRAIN_COMMIT", "unknown")
+        return "unknown"
 
 
 def read_run_json(run: RunDir) -> dict[str, Any]:

@@ -11,7 +11,11 @@ from hdtrain.formats.heartbeats import GONE, Heartbeat, process_state, read_hear
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.tail import number
 
-State = Literal["published", "running", "hung", "stopped", "failed", "killed", "not begun", "unknown"]
+State = Literal[
+    "published", "running", "hung", "stopped", "failed", "killed", "not begun", "unknown",
+    "waiting", "cancelled", "will not run",
+]  # fmt: skip
+"""The last three come from a queue (`status_judge`)."""
 STALE_INTERVALS, CLOCK_SLACK_SEC = 3, 15.0
 """A rank gives no sign of life when its heartbeat is older than so many of its intervals, and clocks may differ."""
 STANDSTILL = 0.1

@@ -21,6 +21,7 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.run_progress import Progress, read_progress, together
 from hdtrain.reporting.run_state import State, run_state
 from hdtrain.reporting.run_workers import live_workers, shared_progress, where
+from hdtrain.reporting.status_job import JobStatus
 from hdtrain.reporting.tail import number, tail
 
 _TELLING = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt)\b)|: stopped (by|because) ")
@@ -46,6 +47,14 @@ class Status:
     message: str | None = None
     """The error, or the reason to stop, in the log's words."""
     log: str | None = None
+    job: JobStatus | None = None
+    """Where the run was submitted to a queue."""
+    sweep: dict[str, Any] | None = None
+    """Of a run of a sweep: the values of its keys."""
+    validation: dict[str, float] | None = None
+    """Of a run of a sweep: the last value of every figure on held-out data, of several seeds the mean."""
+    best: bool | None = None
+    """Of a run of a sweep: whether its first validation figure, a loss, is the lowest."""
 
     def tree(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -151,10 +160,13 @@ def _add_time_left(status: Status) -> None:
 
 
 def _last_words(run: RunDir) -> tuple[str | None, str | None]:
-    """The newest log's last line that tells why the run ended, else its last line; and the log."""
+    """What the newest log says last of why the run ended; and the log."""
     logs = sorted(run.logs.glob("*.log"))
-    if not logs:
-        return None, None
-    lines = [line.strip() for line in tail(logs[-1]) if line.strip()]
+    return (last_words(logs[-1]), str(logs[-1])) if logs else (None, None)
+
+
+def last_words(log: Path) -> str | None:
+    """A log's last line that tells why the run ended, else its last line."""
+    lines = [line.strip() for line in tail(log) if line.strip()]
     telling = [line for line in lines if _TELLING.search(line)] or lines
-    return telling[-1] if telling else None, str(logs[-1])
+    return telling[-1] if telling else None

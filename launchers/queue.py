@@ -1,0 +1,55 @@
+"""What a queue of jobs can do: SLURM, or subprocesses of this machine."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from hdtrain.formats.submission import Job, Submission, SubmissionDir
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the queue says of one element of a job."""
+
+    kind: Literal["waiting", "running", "ended", "failed", "cancelled"]
+    word: str
+    """The queue's own: PENDING, NODE_FAIL, …"""
+    reason: str = ""
+    """Why it waits or failed, in the queue's words."""
+    nodes: str = ""
+    begins: str = ""
+    """When it is expected to begin, where the queue says so."""
+    code: str = ""
+    """Exit code, where the queue says so."""
+
+
+class Queue(Protocol):
+    """A queue that takes jobs."""
+
+    def check(self) -> None:
+        """Raise HdtrainError if it cannot be used here."""
+
+    def script(self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]) -> str:
+        """What `submit` would send, for people to read."""
+
+    def submit(
+        self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]
+    ) -> list[list[str]]:
+        """Send one job, or several as one array, to wait for the jobs `after`; the ids of each, one an element."""
+
+    def states(self, ids: Iterable[str]) -> dict[str, JobState]:
+        """Of the jobs that the queue still knows."""
+
+    def cancel(self, ids: Iterable[str], now: bool = False) -> None:
+        """Let running jobs save and end, and take waiting ones out; `now`: with half a minute to save at most."""
+
+
+def queue_of(kind: str) -> Queue:
+    """`slurm` or `local`."""
+    if kind == "slurm":
+        from launchers.slurm import SlurmQueue
+
+        return SlurmQueue()
+    from launchers.local_queue import LocalQueue
+
+    return LocalQueue()
