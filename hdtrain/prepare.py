@@ -230,6 +230,10 @@ def _lock(directory: Path, how: int, suffix: str = "") -> Iterator[IO[str]]:
             stream.seek(0)
             holder = f"process {number}" if (number := stream.read().strip()) else "another job"
             raise InUseError(f"{directory} is in use by {holder}; wait for it, or give --out another folder") from None
+        except OSError as error:
+            raise HdtrainError(
+                f"{path} cannot be locked: {error.strerror}; the file system must have flock (Lustre: mount -o flock)"
+            ) from None
         yield stream
 
 
@@ -292,8 +296,7 @@ def run_node(
     except InUseError:
         if not STAGES[stage].shared:
             raise
-    with _lock(directory, fcntl.LOCK_SH, _JOINED):
-        return _join(stage, config, directory, ranks, launcher, source, say)
+    return _join(stage, config, directory, ranks, launcher, source, say)
 
 
 def _run_held(
@@ -340,19 +343,41 @@ def _join(
         InUseError: it makes something else.
     """
     wanted, until = fingerprint(stage, config, read_parents(config, source)), time.monotonic() + _JOIN_PATIENCE_SEC
+    with contextlib.ExitStack() as held:
+        while not _signed_in(held, directory, wanted):
+            if time.monotonic() > until:
+                raise InUseError(
+                    f"{directory} is in use by a job that makes something else there; wait for it, or give --out "
+                    "another folder"
+                )
+            time.sleep(_POLL_SEC)
+        if _published(directory, wanted):
+            say(f"── {directory.name} ({stage}): skip, done")
+            return Outcome("skipped", 0, 0.0)
+        say(f"── {directory.name} ({stage}): another job is at work there; helping it")
+        return _run_prepared(stage, directory, ranks, launcher, wanted)
+
+
+def _signed_in(held: contextlib.ExitStack, directory: Path, wanted: str) -> bool:
+    """Whether the run directory is ready, and kept as it is by this job's share in the lock of those that join.
+
+    A job that waits has no share yet: the first one, which must be alone to make the directory ready, would not be.
+    """
     run = RunDir(directory)
-    while read_run_json(run).get("fingerprint") != wanted or not run.config.exists():
-        if time.monotonic() > until:
-            raise InUseError(
-                f"{directory} is in use by a job that makes something else there; wait for it, or give --out another "
-                "folder"
-            )
-        time.sleep(_POLL_SEC)
-    if _published(directory, wanted):
-        say(f"── {directory.name} ({stage}): skip, done")
-        return Outcome("skipped", 0, 0.0)
-    say(f"── {directory.name} ({stage}): another job is at work there; helping it")
-    return _run_prepared(stage, directory, ranks, launcher, wanted)
+    if not _ready(run, wanted):
+        return False
+    try:
+        held.enter_context(_lock(directory, fcntl.LOCK_SH, _JOINED))
+    except InUseError:  # the first job is making it ready at this moment
+        return False
+    if _ready(run, wanted):
+        return True
+    held.close()
+    return False
+
+
+def _ready(run: RunDir, wanted: str) -> bool:
+    return read_run_json(run).get("fingerprint") == wanted and run.config.exists()
 
 
 def _run_prepared(stage: str, directory: Path, ranks: int, launcher: Launcher, wanted: str) -> Outcome:

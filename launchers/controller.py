@@ -30,6 +30,8 @@ class Attempt:
     told: float | None = None
     """When they were told to save."""
     killed: bool = False
+    late: bool = False
+    """It was killed since it had not ended in time after it was told."""
     code: int = 0
 
 
@@ -131,23 +133,28 @@ class Controller:
             _signal(attempt, signal.SIGTERM if cancelled else signal.SIGUSR1)
         grace = KILL_SEC if cancelled else self.submission.profile.signal_sec
         if attempt.told is not None and now - attempt.told > grace and not attempt.killed:
-            attempt.killed = True
+            attempt.killed = attempt.late = True
             _signal(attempt, signal.SIGKILL)
 
     def _ended(self, element: Element, attempt: Attempt) -> None:
         mark = self.place.requeue(f"{os.getpid()}{self.submission.jobs.index(element.job):03d}{element.number}")
         if self.place.cancelled(element.job.name).exists():
             self._become(element, JobState("cancelled", "CANCELLED"))
-        elif mark.exists():
-            mark.unlink()
+        elif mark.exists() or self._told_too_early(element, attempt):
+            mark.unlink(missing_ok=True)
             element.restarts += 1
             self._become(element, JobState("waiting", "REQUEUED"))
-        elif attempt.told is not None and attempt.killed:
+        elif attempt.late:
             self._become(element, JobState("failed", "TIMEOUT", code=str(attempt.code)))
         elif attempt.code:
             self._become(element, JobState("failed", "FAILED", code=str(attempt.code)))
         else:
             self._become(element, JobState("ended", "COMPLETED"))
+
+    def _told_too_early(self, element: Element, attempt: Attempt) -> bool:
+        """Whether the signal ended the job before it could hear it, so that it begins again."""
+        deaf = attempt.told is not None and attempt.code in (-signal.SIGUSR1, -signal.SIGTERM)
+        return deaf and element.restarts < self.submission.profile.max_restarts
 
     def _become(self, element: Element, state: JobState) -> None:
         element.state = state

@@ -25,13 +25,14 @@ from hdtrain.errors import HdtrainError
 from hdtrain.formats.checkpoint import find_latest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.submission import Job, Submission, SubmissionDir, read_attempts
-from hdtrain.prepare import await_prepared, run_node
+from hdtrain.prepare import InUseError, await_prepared, locked, run_node
 from hdtrain.stages.__main__ import MISTAKE
 from launchers.allocation import Allocation
 from launchers.local import Tee, next_log
 from launchers.processes import environment, start
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LOCK_PATIENCE_SEC = 180.0
 UNHEALTHY = 4
 """Exit code of a health check that failed."""
 
@@ -95,11 +96,24 @@ def _run(place: SubmissionDir, submission: Submission, job: Job, allocation: All
     launcher = TaskLauncher(place, job, allocation, signals, scratch)
     if allocation.world.is_main:
         again = spec.repeats
+        if allocation.restarts and not spec.shared:
+            await_free(job.directory)
         return run_node(
             job.stage, config, job.directory, ranks=allocation.world.size, launcher=launcher, source=source, again=again
         ).code
     state = await_prepared(job.stage, config, job.directory, source, spec.repeats)
     return 0 if state.status == "done" else launcher.run_stage(job.stage, job.directory, allocation.world.size)
+
+
+def await_free(directory: Path) -> None:
+    """After a node's power cut its lock may stay on a file server: wait for it, `LOCK_PATIENCE_SEC` at most."""
+    until = time.monotonic() + LOCK_PATIENCE_SEC
+    while time.monotonic() < until:
+        try:
+            with locked(directory):
+                return
+        except InUseError:
+            time.sleep(1)
 
 
 class TaskLauncher:
@@ -151,14 +165,17 @@ def scratch_of(submission: Submission) -> Path | None:
 def check_health(
     place: SubmissionDir, job: Job, allocation: Allocation, signals: "_Signals", scratch: Path | None
 ) -> int:
-    """0, or UNHEALTHY; a node that is to blame stands in `bad_nodes` then."""
+    """0, UNHEALTHY (a node that is to blame stands in `bad_nodes` then), or STOPPED_EXIT_CODE after a signal."""
     command = [sys.executable, "-m", "hdtrain.distributed.health", str(place.bad_nodes), str(job.directory)]
     variables = environment() | (allocation.variables(torch=True) if allocation.world.size > 1 else {})
     if job.resources.gpus_per_node:
         command.append("--gpu")
     if scratch:
         command.append(f"--scratch={scratch}")
-    return UNHEALTHY if signals.wait(start(command, variables)) else 0
+    code = signals.wait(start(command, variables))
+    if code and signals.received:  # it was told to end, and says nothing about the node
+        return STOPPED_EXIT_CODE
+    return UNHEALTHY if code else 0
 
 
 def _requeue(

@@ -36,19 +36,20 @@ class SolverConfig(Config):
     """DDIM: 0 is deterministic, 1 as noisy as DDPM."""
     order: Literal[1, 2, 3] = 2
     """DPM-Solver++ and UniPC."""
-    splitting: bool = True
+    splitting: bool = False
     """DPM-Solver++ and UniPC: take the classifier's term in a step of its own, of first order, between those of the
-    denoiser (operator splitting, Wizadwongsa & Suwajanakorn 2023); else it goes into the high-order step."""
+    denoiser (operator splitting, Wizadwongsa & Suwajanakorn 2023); else it goes into the high-order step, as both
+    were published."""
 
     @property
     def name(self) -> str:
         """`ddim-200`, `unipc-20`; behind it what of its other settings is not the default and makes a difference:
-        `ddim-50-eta1`, `unipc-20-order3-unsplit`."""
+        `ddim-50-eta1`, `unipc-20-order3-split`."""
         name = f"{self.kind}-{self.steps}"
         if self.kind in ("ddim", "ddpm"):
             return f"{name}-eta{self.eta:g}" if self.eta else name
         order = f"-order{self.order}" if self.order != SolverConfig.model_fields["order"].default else ""
-        return name + order + ("" if self.splitting else "-unsplit")
+        return name + order + ("-split" if self.splitting else "")
 
     @model_validator(mode="after")
     def _eta_is_ddims(self) -> "SolverConfig":

@@ -122,6 +122,9 @@ class Multistep(Solver):
     steps of its own, of first order. With x = z/√ᾱ and σ = √((1−ᾱ)/ᾱ) the ODE is dx/dσ = ε(z) − g·√(1−ᾱ)·∇. Strang's
     scheme takes half a step of the second term before and half after each step of the first; the half after one and the
     half before the next are at the same place, so they are taken at once, with one gradient.
+
+    Clamping is of ẑ_0 with the term in it, also under splitting (`_slope`): clamping what the denoiser says alone is
+    another ODE, which no number of steps brings to DDIM's images.
     """
 
     def __init__(self, config: SolverConfig, schedule: NoiseSchedule, prediction: Prediction, clip: float | None):
@@ -132,6 +135,7 @@ class Multistep(Solver):
         self._scheduler = schedule.multistep(kind, config.order)
         self.timesteps = timesteps_of(self._scheduler, config.steps)
         self._began_at: int | None = None
+        self._z0: Tensor | None = None  # what the denoiser said last, not clamped
 
     def step(
         self, number: int, z: Float[Tensor, "n c h w"], denoise: Field, gradient: Field | None, noise: StepNoise | None
@@ -139,16 +143,29 @@ class Multistep(Solver):
         """See `Solver.step`. Draws no noise."""
         alpha_bar = self._alpha_bar(number)
         if gradient is not None and self.splitting:
-            move = self._span(number) * (1 - alpha_bar) ** 0.5 * alpha_bar**0.5 * gradient(z)
+            move = self._span(number) * alpha_bar**0.5 * self._slope(gradient(z), alpha_bar)
             z = z + move
             self._move_before(number, move)
-        z0 = predicted_z0(self.prediction, denoise(z), z, alpha_bar)
+        z0 = self._z0 = predicted_z0(self.prediction, denoise(z), z, alpha_bar)
         if gradient is not None and not self.splitting:
             z0 = guided("sample", z0, gradient(z), alpha_bar, 1.0)
         if self.clip_latents is not None:
             z0 = z0.clamp(-self.clip_latents, self.clip_latents)
         after: Tensor = self._scheduler.step(z0, self.timesteps[number], z, return_dict=False)[0]
         return after
+
+    def _slope(self, gradient: Tensor, alpha_bar: float) -> Tensor:
+        """The classifier's −dx/dσ: g·√(1−ᾱ)·∇, or of it what clamping leaves, (clamp(ẑ_0 + σ·slope) − clamp(ẑ_0)) / σ.
+
+        The denoiser's ẑ_0 here is not known before the move, and asking twice would cost as much as a step. Its last
+        one stands for it, and at the start 0, the mean of latents.
+        """
+        slope = (1 - alpha_bar) ** 0.5 * gradient
+        if self.clip_latents is None:
+            return slope
+        sigma, limit = ((1 - alpha_bar) / alpha_bar) ** 0.5, self.clip_latents
+        z0 = slope.new_zeros(()) if self._z0 is None else self._z0
+        return ((z0 + sigma * slope).clamp(-limit, limit) - z0.clamp(-limit, limit)) / sigma
 
     def _span(self, number: int) -> float:
         """How far in σ the classifier's term is taken at this timestep.

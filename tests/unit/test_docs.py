@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from hdtrain import cli
+from hdtrain.config.cluster import ClusterConfig, ContainerConfig, Resources
 from hdtrain.config.engine import BatchConfig, DurationConfig, EmaConfig, EngineConfig, GuardConfig, OptimConfig
 from hdtrain.config.load import read_yaml, validate
 from hdtrain.config.shards import Columns
@@ -77,6 +78,9 @@ def test_a_command_in_the_docs_parses_and_sets_keys_that_exist(page: str, line: 
 @pytest.mark.parametrize("path", CONFIGS, ids=shown)
 def test_a_shipped_config_is_valid(path: Path, tmp_path: Path):
     tree = read_yaml(path)
+    if path.parent.name == "cluster":
+        validate(ClusterConfig, tree, str(path))
+        return
     if "stages" not in tree:
         name = max((name for name in STAGES if path.stem.replace("_", "-").startswith(name)), key=len)
         validate(STAGES[name].config, tree, str(path))
@@ -150,6 +154,23 @@ def test_the_table_of_a_block_is_its_schema(block: str):
     rows = key_rows(section[1])
     check_rows(BLOCKS[block], rows)
     assert set(rows) == set(BLOCKS[block].model_fields)
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("## A profile", ClusterConfig), ("### resources", Resources), ("### container", ContainerConfig)],
+)
+def test_the_tables_of_a_cluster_profile_are_its_schema(heading: str, model: type[BaseModel]):
+    _, _, rest = (ROOT / "docs/launching.md").read_text().partition(f"{heading}\n")
+    rows = key_rows(re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0])
+    for key, cell in rows.items():
+        field = model.model_fields[key]
+        assert (
+            cell == "required"
+            if field.is_required()
+            else parsed(cell.strip("`")) == field.get_default(call_default_factory=True)
+        )
+    assert set(rows) == set(model.model_fields)
 
 
 def key_rows(text: str) -> dict[str, str]:

@@ -21,11 +21,12 @@ from hdtrain.errors import DataError
 IMPORTED_BY = os.getpid()
 
 class ProbeConfig(Config):
-    then: Literal["publish", "refuse", "crash", "wait", "die"] = "publish"
+    then: Literal["publish", "refuse", "crash", "wait", "die", "resume"] = "publish"
 
 def run(config, context):
     rank, stop = context.world.rank, []
-    if config.then == "wait":
+    waits = config.then == "wait" or (config.then == "resume" and not (context.run.path / f"saved-{rank}").exists())
+    if waits:
         signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
         signal.signal(signal.SIGUSR1, lambda *_: stop.append(1))
     print(f"rank {rank} of {context.world.size}, imported by {IMPORTED_BY}, omp {os.environ.get('OMP_NUM_THREADS')}")
@@ -36,7 +37,7 @@ def run(config, context):
         raise ZeroDivisionError("a bug")
     if config.then == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    while config.then == "wait" and not stop:
+    while waits and not stop:
         time.sleep(0.01)
     if stop:
         time.sleep(0.2 * (1 + rank))

@@ -1,0 +1,35 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=96
+#SBATCH --error=/runs/.launch/001/jobs/ldm/%j_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=demo/ldm
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=2-4
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/.launch/001/jobs/ldm/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
+#SBATCH --time=1440
+
+# setup
+export PYTHONPATH=/runs/.launch/001/code${PYTHONPATH:+:$PYTHONPATH}
+export HDTRAIN_COMMIT=0123abc
+# until when this attempt may run, in unix seconds: it saves in time
+end=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* EndTime=\([^ ]*\).*/\1/p")
+export HDTRAIN_JOB_END_TIME=$([ -z "$end" ] || date -d "$end" +%s 2>/dev/null)
+# since 22.05 srun doesn't take this over from sbatch, and every rank would get one core
+export SRUN_CPUS_PER_TASK=12
+export SLURM_NTASKS_PER_NODE=8 SLURM_NTASKS=$((SLURM_NNODES * 8))
+export SLURM_NPROCS="$SLURM_NTASKS"
+# the job's processes save when they are told to end; this script stays to see how
+trap : TERM
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/.launch/001/jobs/ldm/%j_%t_log.out --error /runs/.launch/001/jobs/ldm/%j_%t_log.err --kill-on-bad-exit=1 /env/bin/python -u -m submitit.core._submit /runs/.launch/001/jobs/ldm
+
+
+# teardown
+bash /runs/.launch/001/code/launchers/requeue.sh /runs/.launch/001 $?
