@@ -1,11 +1,11 @@
-# Everything a contributor runs. CI runs `make check` and `make test` through .ci/run.
+# Everything a contributor runs. CI runs `make check`, `make test` and `make test-slurm` through .ci/run.
 # The environment is made at first use and again when requirements.lock or pyproject.toml change.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-12)
 
-.PHONY: env demo test test-all check lock clean
+.PHONY: env demo test test-all test-slurm test-slurm-all check lock clean
 
 env: $(STAMP)
 
@@ -18,10 +18,20 @@ demo: $(STAMP)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow" tests
+	$(PYTEST) -m "not slow and not slurm" tests
 
 test-all: $(STAMP)
-	$(PYTEST) tests
+	$(PYTEST) -m "not slurm" tests
+
+# In a SLURM of two nodes on this machine, made for the tests and gone after them (root; Debian's packages). One test
+# after the other: they wait for each other's nodes.
+SLURM_PYTEST := OMP_NUM_THREADS=1 tests/slurm/cluster run $(BIN)/python -m pytest
+
+test-slurm: $(STAMP)
+	$(SLURM_PYTEST) -m "not slow" tests/slurm
+
+test-slurm-all: $(STAMP)
+	$(SLURM_PYTEST) tests/slurm
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -145,7 +145,14 @@ def next_log(run: RunDir, suffix: str = "") -> Path:
     run.logs.mkdir(parents=True, exist_ok=True)
     stems = [path.stem.removesuffix(suffix) for path in run.logs.glob(f"*{suffix}.log")]
     number = max((int(stem) for stem in stems if stem.isdecimal()), default=0) + 1
-    return run.logs / f"{number:03d}{suffix}.log"
+    while True:  # of several jobs that begin in one moment each has its own
+        path = run.logs / f"{number:03d}{suffix}.log"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 class Tee:

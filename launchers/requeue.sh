@@ -13,7 +13,7 @@ if [ -s "$submission/bad_nodes" ]; then
   # SLURM excludes nodes of waiting jobs alone: a small job does so, once this one is held in the queue
   nodes=$(sort -u "$submission/bad_nodes" | paste -sd, -)
   sbatch "$@" --job-name=exclude --time=5 --nodes=1 --ntasks=1 --output=/dev/null --exclude="$nodes" --wrap="
-    for i in {1..60}; do scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$nodes && break; sleep 2; done
+    for i in \$(seq 60); do scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$nodes && break; sleep 2; done
     scontrol release $SLURM_JOB_ID" && scontrol requeuehold "$SLURM_JOB_ID" && sleep 600
 fi
 scontrol requeue "$SLURM_JOB_ID" && sleep 600

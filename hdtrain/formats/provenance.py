@@ -49,7 +49,7 @@ def read_run_json(run: RunDir) -> dict[str, Any]:
 def record_prepared(run: RunDir, stage: str, fingerprint: str, without_raw_data: str) -> None:
     """Mark a run directory as this fingerprint's before anything else is written there."""
     marks = {"stage": stage, "fingerprint": fingerprint, "fingerprint_without_raw_data": without_raw_data}
-    write_json(run.run_json, {**read_run_json(run), **marks})
+    _write(run, {**read_run_json(run), **marks})
 
 
 def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
@@ -58,8 +58,8 @@ def record_start(run: RunDir, stage: str, fingerprint: str, ranks: int) -> None:
     attempt = {"started": time.time(), "ranks": ranks, "pid": os.getpid(), "host": socket.gethostname()}
     attempts = [*record.get("attempts", []), attempt]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    write_json(
-        run.run_json,
+    _write(
+        run,
         {
             **record,
             "stage": stage,
@@ -82,4 +82,9 @@ def record_end(run: RunDir, status: str) -> None:
     own = [each for each in record.get("attempts", []) if (each.get("host"), each.get("pid")) == here]
     if own:
         own[-1] |= {"ended": time.time(), "status": status}
-        write_json(run.run_json, record)
+        _write(run, record)
+
+
+def _write(run: RunDir, record: dict[str, Any]) -> None:
+    """The jobs that share a run may do so in one moment."""
+    write_json(run.run_json, record, f"{socket.gethostname()}-{os.getpid()}")

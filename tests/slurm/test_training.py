@@ -1,0 +1,99 @@
+"""Trainings in the queue: on two nodes as on two ranks here, and whatever stops one, it ends as if nothing had."""
+
+import subprocess
+
+import pytest
+
+from hdtrain.formats.checkpoint import complete
+
+STEPS, BATCH = 40, 4
+DURATION = {
+    "images": STEPS * BATCH,
+    "checkpoint_every_images": 4 * BATCH,
+    "visualise_every_images": 1000 * BATCH,
+    "log_every_steps": 1,
+}
+ON_TWO_NODES = {"train-ldm": "two"}
+
+
+def results(run) -> dict[str, bytes]:
+    """The published model and the averages written on the way."""
+    paths = [*(run / "model").rglob("*"), *(run / "ema").glob("*")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths) if path.is_file()}
+
+
+def newest_step(run) -> int:
+    return max((int(folder.name.removeprefix("step-")) for folder in complete(run / "checkpoints")), default=0)
+
+
+@pytest.fixture(scope="module")
+def config(chain):
+    return chain.config("ldm", duration=DURATION)
+
+
+@pytest.fixture(scope="module")
+def whole(config, locally, tmp_path_factory):
+    """The uninterrupted run on two ranks, without a queue."""
+    return locally.run("train-ldm", tmp_path_factory.mktemp("whole") / "ldm", config, 2)
+
+
+@pytest.fixture
+def training(runs, config, slurm):
+    """A training on two nodes that has begun: its job."""
+    runs.profile(stages=ON_TWO_NODES)
+    job = runs.stage("ldm", "train-ldm", config)
+    runs.begun("ldm", steps=5)
+    return job
+
+
+def test_two_users_train_side_by_side_on_two_nodes_as_on_two_ranks_here(runs, config, whole):
+    runs.profile("ada", stages=ON_TWO_NODES, health_check=True)
+    runs.profile("emmy", stages=ON_TWO_NODES)
+    jobs = {user: runs.stage(f"{user}/ldm", "train-ldm", config, cluster=user) for user in ("ada", "emmy")}
+    for user, job in jobs.items():
+        runs.ended(job)
+        assert results(runs.folder / user / "ldm") == results(whole)
+        (attempt,) = runs.attempts(f"{user}/ldm")
+        assert attempt["code"] == 0
+
+
+def test_told_to_save_and_later_requeued_by_hand_it_ends_with_the_same_bytes(runs, slurm, training, whole):
+    subprocess.run(["scancel", "--signal=USR1", training], check=True)  # what a time limit sends
+    slurm.wait_until(lambda: slurm.restarts(training) == 1, "the job requeued itself")
+    saved = runs.steps("ldm")
+    assert newest_step(runs.folder / "ldm") == saved < STEPS
+    runs.begun("ldm", steps=saved + 6)
+    subprocess.run(["scontrol", "requeue", training], check=True)
+    runs.ended(training)
+    assert [one["code"] for one in runs.attempts("ldm")] == [3, 3, 0]  # SLURM leaves it KillWait to save
+    assert slurm.restarts(training) == 2
+    assert results(runs.folder / "ldm") == results(whole)
+
+
+def test_preempted_and_later_robbed_of_a_node_it_ends_with_the_same_bytes(runs, slurm, training, whole):
+    urgent = ["sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    slurm.wait_until(lambda: slurm.restarts(training) == 1, "the job went out of the way")
+    saved = runs.steps("ldm")
+    assert newest_step(runs.folder / "ldm") == saved < STEPS
+    runs.begun("ldm", steps=saved + 6)
+    slurm.kill_node("node2")
+    slurm.wait_until(lambda: slurm.job_state(training) != "RUNNING", "the job waits for two nodes")
+    slurm.revive()
+    runs.ended(training)
+    assert results(runs.folder / "ldm") == results(whole)
+
+
+def test_cancelled_it_saves_and_does_not_come_back(runs, config, slurm):
+    jobs = {by: runs.stage(f"{by}/ldm", "train-ldm", config) for by in ("hdtrain", "scancel")}
+    for by in jobs:
+        runs.begun(f"{by}/ldm", steps=5)
+        if by == "hdtrain":
+            runs.cli("cancel", "hdtrain/ldm")
+        else:
+            subprocess.run(["scancel", jobs[by]], check=True)
+    slurm.wait_until(lambda: not slurm.squeue(), "both jobs are gone")
+    for by, job in jobs.items():
+        assert newest_step(runs.folder / by / "ldm") == runs.steps(f"{by}/ldm") < STEPS
+        assert slurm.restarts(job) == 0
+        assert "cancelled" in runs.cli("status", f"{by}/ldm")
