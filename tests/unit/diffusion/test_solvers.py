@@ -130,6 +130,21 @@ def test_fast_solvers_without_guidance_are_the_loops_of_diffusers(kind, schedule
     torch.testing.assert_close(ours, z, rtol=worst, atol=worst * float(z.abs().max()))
 
 
+@pytest.mark.parametrize(("kind", "scheduler"), FAST)
+def test_guided_fast_solvers_unless_told_otherwise_are_the_loops_of_diffusers(kind, scheduler):
+    """Which are given ε̂ = ε − g·√(1−ᾱ)·∇, as Lu et al. 2022 have it."""
+    ours = sample_latents(
+        denoiser, NoiseSchedule(LINEAR), SolverConfig(kind=kind, steps=12), NOISE, guidance=5, **GUIDED
+    )
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    plain, z = scheduler(beta_schedule="linear"), NOISE
+    plain.set_timesteps(12)
+    for t in plain.timesteps:
+        term = 5 * np.sqrt(1 - alpha_bar[t]) * gradient_of(z.double().numpy(), int(t))
+        z = plain.step(denoiser(z, t.expand(3)) - torch.from_numpy(term).float(), t, z).prev_sample
+    torch.testing.assert_close(ours, z, rtol=5e-4, atol=5e-4 * float(z.abs().max()))
+
+
 @pytest.mark.parametrize("splitting", [True, False])
 @pytest.mark.parametrize("kind", ["dpm-solver++", "unipc"])
 def test_guided_fast_solvers_of_first_order_are_the_equations(kind, splitting):
@@ -225,6 +240,32 @@ def test_many_steps_come_to_the_solution_that_many_ddim_steps_come_to(kind, spli
     )
     assert float((few - exact).abs().mean()) < 0.1
     assert float((many - exact).abs().mean()) < min(0.01, float((few - exact).abs().mean()) / 5)
+
+
+@cache
+def clamped_in_the_known_world(solver: SolverConfig) -> torch.Tensor:
+    """Under a strong classifier that is never satisfied, and a clamp well inside of what it asks for."""
+    world, slope = Mixture(LINEAR), torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+
+    def steep(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return world.classifier(z, t) + torch.outer(z.double().flatten(1) @ slope, torch.tensor([1.0, -1.0]).double())
+
+    return sample_latents(
+        world.denoiser, world.schedule, solver, mixture_noise(16), classifier=steep, guidance=10.0, clip_latents=0.9,
+        labels=torch.arange(16) % 2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dpm-solver++", "unipc"])
+@pytest.mark.parametrize("splitting", [True, False])
+def test_clamped_and_guided_many_steps_come_to_what_many_ddim_steps_come_to(kind, splitting):
+    """A clamp that looked at the denoiser's ẑ_0 without the classifier's term would solve another ODE."""
+    exact = clamped_in_the_known_world(SolverConfig(steps=500))
+    few, many = (
+        clamped_in_the_known_world(SolverConfig(kind=kind, steps=steps, splitting=splitting)) for steps in (20, 150)
+    )
+    assert float((few - exact).abs().mean()) < 0.12
+    assert float((many - exact).abs().mean()) < 0.01
 
 
 @pytest.mark.parametrize("solver", ALL, ids=name_of)
