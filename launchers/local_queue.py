@@ -71,7 +71,7 @@ class LocalQueue:
 def start_controller(place: SubmissionDir) -> None:
     """In the background, with the submission's own code; it holds its lock when this returns."""
     variables = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    variables["PYTHONPATH"] = code_first(place, variables)
+    variables |= {"PYTHONPATH": code_first(place, variables), "PYTHONSAFEPATH": "1"}  # not the current folder's code
     with (place.path / "controller.log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", "launchers.controller", str(place.path)],

@@ -196,6 +196,7 @@ def _setup(place: SubmissionDir, submission: Submission, resources: Resources) -
         *profile.setup,
         *lines,
         f"export PYTHONPATH={shlex.quote(str(place.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # else the folder that the job was submitted from would come first",
         f"export HDTRAIN_COMMIT={shlex.quote(submission.commit)}",
         "# until when this attempt may run, in unix seconds: it saves in time",
         'end=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* EndTime=\\([^ ]*\\).*/\\1/p")',

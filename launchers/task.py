@@ -33,6 +33,8 @@ from launchers.processes import environment, start
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LOCK_PATIENCE_SEC = 180.0
+CODE = Path(__file__).parents[1]
+"""Where this code lies: in the submission, and nowhere else."""
 UNHEALTHY = 4
 """Exit code of a health check that failed."""
 
@@ -69,9 +71,15 @@ def run_task(place: SubmissionDir, name: str, allocation: Allocation) -> str:
         except BaseException as error:
             record.end(1, str(error) or type(error).__name__)
             raise
-    stopped = code == STOPPED_EXIT_CODE or (signals.received and code not in (0, MISTAKE))
-    if stopped or code == UNHEALTHY:
-        return _requeue(place, submission, job, allocation, record, "unhealthy" if code == UNHEALTHY else "stopped")
+    interrupted = bool(signals.received) and code not in (0, MISTAKE, STOPPED_EXIT_CODE)
+    if interrupted and allocation.world.size > 1:
+        _requeue(place, submission, job, allocation, record, "interrupted")
+        # The other ranks may not have been told, and wait for this one: srun ends them when a task fails.
+        raise StageFailedError(f"{_name(signals.received[0])} came before the ranks could save together")
+    if interrupted or code == STOPPED_EXIT_CODE:
+        return _requeue(place, submission, job, allocation, record, "stopped")
+    if code == UNHEALTHY:
+        return _requeue(place, submission, job, allocation, record, "unhealthy")
     if code:
         told = _told(place.outcome(name, allocation.job_id, allocation.restarts))
         message = told or _unexplained(job, allocation, code)
@@ -186,7 +194,7 @@ def _requeue(
     Raises:
         StageFailedError: no more attempts.
     """
-    if not allocation.world.is_main:
+    if not allocation.world.is_main and why != "interrupted":
         return "stopped"
     if place.cancelled(job.name).exists():
         record.end(STOPPED_EXIT_CODE, "cancelled, after saving")
@@ -205,6 +213,10 @@ def _requeue(
     return "stopped"
 
 
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
 def _leave(mark: Path) -> None:
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
@@ -214,7 +226,7 @@ def _unexplained(job: Job, allocation: Allocation, code: int) -> str:
     who = f"rank {allocation.world.rank} on {os.uname().nodename}"
     if code < 0:
         guess = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
-        return f"{who} was killed by {signal.Signals(-code).name}{guess}"
+        return f"{who} was killed by {_name(-code)}{guess}"
     return f"{who} ended with exit code {code}; see {job.directory}/logs"
 
 
@@ -254,7 +266,7 @@ class Record:
     def begin(self) -> None:
         """Before anything else."""
         where = {"nodes": list(self._allocation.nodes), "ranks": self._allocation.world.size}
-        self._write({"event": "begin", **where, "host_of_rank_0": os.uname().nodename})
+        self._write({"event": "begin", **where, "host_of_rank_0": os.uname().nodename, "code_from": str(CODE)})
 
     def end(self, code: int, message: str = "", progress: str = "") -> None:
         """With the exit code and, of a failure, the reason and how far it was; of a failure any rank may say so."""

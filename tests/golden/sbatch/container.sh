@@ -22,6 +22,7 @@ module load apptainer
 export NCCL_SOCKET_IFNAME=ib0
 export WORDS='two words; $HOME'
 export PYTHONPATH=/runs/.launch/001/code${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1  # else the folder that the job was submitted from would come first
 export HDTRAIN_COMMIT=0123abc
 # until when this attempt may run, in unix seconds: it saves in time
 end=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* EndTime=\([^ ]*\).*/\1/p")

@@ -35,6 +35,9 @@ def launch(cli, probe, tmp_path):  # noqa: F811
 def test_time_is_up_the_stage_saves_and_its_next_attempt_goes_on_as_it_was_submitted(launch, tmp_path):
     place, state = launch(FIVE_SEC, one="resume", two="publish")
     wait_for(lambda: read(tmp_path / "out/one/pid-0"))
+    decoy = tmp_path / "launchers/__init__.py"  # as in a checkout from which jobs are submitted
+    decoy.parent.mkdir()
+    decoy.write_text("raise RuntimeError('not the submitted code')\n")
     write_recipe(tmp_path, one="refuse", two="refuse")
     (tmp_path / "profile.yaml").write_text("nonsense")
     assert state("one").word == "COMPLETED"
@@ -43,6 +46,8 @@ def test_time_is_up_the_stage_saves_and_its_next_attempt_goes_on_as_it_was_submi
     assert [(one["event"], one["restarts"], one.get("code")) for one in attempts] == [
         ("begin", 0, None), ("end", 0, 3), ("begin", 1, None), ("end", 1, 0),
     ]  # fmt: skip
+    begins = [one for one in [*attempts, *read_attempts(place, "two")] if one["event"] == "begin"]
+    assert [one["code_from"] for one in begins] == [str(place.code)] * 3
     assert (tmp_path / "out/one/manifest.json").exists()
     assert "rank 0 of 1" in read(tmp_path / "out/one/logs/002.log")
     assert not list((place.path / "requeue").iterdir())
