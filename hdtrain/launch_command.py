@@ -203,6 +203,9 @@ def _to_submit(
     for name in waiting:
         step = next(one.step for one in planned if one.step.name == name)
         _check_same(step, ours[name][0], waiting[name])
+        asked = next(one.job for one in planned if one.step.name == name)
+        if asked and asked.resources != ours[name][2].resources:
+            print(f"warning: {name} is in the queue with other resources; to change them, `hdtrain cancel` it first")
     jobs = []
     for one in planned:
         if one.job is None or one.step.name in waiting:

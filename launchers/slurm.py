@@ -118,10 +118,10 @@ class SlurmQueue:
         """Take waiting jobs out of the queue, and tell running ones to save and end; `now` leaves them KillWait."""
         wanted = sorted(ids)
         if now:
-            _call(["scancel", *wanted])
+            _call(["scancel", *wanted], quiet=True)
             return
-        _call(["scancel", "--state=PENDING", *wanted])
-        _call(["scancel", "--signal=USR1", "--state=RUNNING", *wanted])
+        _call(["scancel", "--state=PENDING", *wanted], quiet=True)
+        _call(["scancel", "--signal=USR1", "--state=RUNNING", *wanted], quiet=True)  # those that waited are gone now
 
 
 @contextlib.contextmanager
@@ -283,6 +283,7 @@ def expand_elements(job: str, ids: set[str]) -> list[str]:
 
 
 def _call(command: list[str], quiet: bool = False) -> str:
+    """What a command of SLURM's prints; with `quiet` it may be about jobs that SLURM has forgotten."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_SEC)
     except FileNotFoundError:

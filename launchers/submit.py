@@ -69,7 +69,7 @@ def submit(place: SubmissionDir, submission: Submission, queue: Queue) -> Submis
     """Send every job; the record follows each.
 
     Raises:
-        HdtrainError: the queue refused one; those sent before it are taken back.
+        HdtrainError: the queue refused one; those sent before it are taken back, and the record is removed.
     """
     for group in groups(submission.jobs):
         after = [*group[0].after_ids, *(i for name in group[0].after for i in submission.job(name).ids)]
@@ -79,6 +79,7 @@ def submit(place: SubmissionDir, submission: Submission, queue: Queue) -> Submis
             sent = [i for job in submission.jobs for i in job.ids]
             if sent:
                 queue.cancel(sent)
+            place.file.unlink()  # nothing of it is in a queue, so nobody asks for it
             raise
         by_name = {job.name: own for job, own in zip(group, ids, strict=True)}
         jobs = [job.model_copy(update={"ids": by_name.get(job.name, job.ids)}) for job in submission.jobs]

@@ -16,6 +16,7 @@ _WAITING = {
     "PartitionInactive": "its partition takes no jobs now",
     "PartitionTimeLimit": "it asks for more time than its partition gives, and will never begin",
     "PartitionNodeLimit": "it asks for more nodes than its partition gives, and will never begin",
+    "PartitionConfig": "no node of its partition has the CPUs or GPUs that it asks for, and it will never begin",
     "BadConstraints": "no node is as its constraint wants, and it will never begin",
     "Licenses": "a licence that it needs is in use",
     "Reservation": "its reservation has not begun",
