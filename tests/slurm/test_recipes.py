@@ -1,5 +1,6 @@
 """Recipes, arrays and the record of a submission, in the queue."""
 
+import shutil
 import subprocess
 import time
 
@@ -36,6 +37,7 @@ def test_a_recipe_runs_in_the_order_of_its_graph(runs, recipe, slurm):
     decoy.write_text("raise RuntimeError('not the submitted code')\n")
     for (job,) in ids.values():
         runs.ended(job)
+    shutil.rmtree(decoy.parent)
     times = {name: slurm.job(job) for name, (job,) in ids.items()}
     assert times["shards"]["EndTime"] <= times["packed"]["StartTime"]
     assert times["packed"]["EndTime"] <= times["checked"]["StartTime"]
