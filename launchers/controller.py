@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, SubmissionDir
 from launchers.allocation import QUEUE_VARIABLE
 from launchers.local_queue import LocalQueue, code_first, read_state, write_state
 from launchers.processes import start
-from launchers.queue import JobState
 
 POLL_SEC = 0.2
 KILL_SEC = 30.0

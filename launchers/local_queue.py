@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.formats.atomic import write_json
+from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, Submission, SubmissionDir
 from launchers.allocation import LAUNCHER_VARIABLES
-from launchers.queue import JobState
 
 PATIENCE_SEC = 20.0
 

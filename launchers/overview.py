@@ -1,12 +1,13 @@
 """How far runs and jobs are: the files and the queues together. One question a queue, for all of its jobs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from hdtrain.errors import HdtrainError
+from hdtrain.formats.job_state import JobState
 from hdtrain.reporting.status import Status
-from hdtrain.reporting.status_job import Answers, Element
+from hdtrain.reporting.status_job import Answers
 from hdtrain.reporting.status_jobs import Found, Runs, find_jobs
 from hdtrain.reporting.status_judge import Judge, ids_to_ask
 from launchers.queue import queue_of
@@ -48,13 +49,13 @@ def overview(paths: Sequence[Path], around: bool = False) -> Overview:
 
 def ask(wanted: Mapping[str, set[str]]) -> tuple[Answers, list[str]]:
     """What each queue says of the ids; a line for each that cannot be asked."""
-    elements: dict[str, Element] = {}
+    elements: dict[str, JobState] = {}
     unreachable, warnings = set(), []
     for kind, ids in wanted.items():
         if not ids:
             continue
         try:
-            elements |= {one: Element(**asdict(state)) for one, state in queue_of(kind).states(ids).items()}
+            elements |= queue_of(kind).states(ids)
         except HdtrainError as error:
             unreachable.add(kind)
             warnings.append(f"warning: the queue ({kind}) cannot be asked, so this is what the files tell: {error}")

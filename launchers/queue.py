@@ -1,26 +1,10 @@
 """What a queue of jobs can do: SLURM, or subprocesses of this machine."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, Submission, SubmissionDir
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What the queue says of one element of a job."""
-
-    kind: Literal["waiting", "running", "ended", "failed", "cancelled"]
-    word: str
-    """The queue's own: PENDING, NODE_FAIL, …"""
-    reason: str = ""
-    """Why it waits or failed, in the queue's words."""
-    nodes: str = ""
-    begins: str = ""
-    """When it is expected to begin, where the queue says so."""
-    code: str = ""
-    """Exit code, where the queue says so."""
 
 
 class Queue(Protocol):

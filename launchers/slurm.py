@@ -20,9 +20,9 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hdtrain.config.cluster import Resources
 from hdtrain.errors import HdtrainError
+from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, Submission, SubmissionDir
 from launchers.allocation import LAUNCHER_VARIABLES
-from launchers.queue import JobState
 from launchers.task import StageJob
 
 PATIENCE_SEC = 60

@@ -2,28 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-
-@dataclass(frozen=True)
-class Element:
-    """What a queue says of one element of a job; the layer above asks it."""
-
-    kind: Literal["waiting", "running", "ended", "failed", "cancelled"]
-    word: str
-    """The queue's own: PENDING, TIMEOUT, …"""
-    reason: str = ""
-    nodes: str = ""
-    begins: str = ""
-    """When it is expected to begin, where the queue says so."""
-    code: str = ""
+from hdtrain.formats.job_state import JobState
 
 
 @dataclass(frozen=True)
 class Answers:
     """What the queues say."""
 
-    elements: Mapping[str, Element] = field(default_factory=dict)
+    elements: Mapping[str, JobState] = field(default_factory=dict)
     """By id, of the jobs that their queue still knows."""
     unreachable: frozenset[str] = frozenset()
     """Names of queues that could not be asked."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hdtrain.formats.job_state import JobState
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.submission import read_attempts
 from hdtrain.reporting.status import Status, last_words, read_status
-from hdtrain.reporting.status_job import Answers, Element, JobStatus
+from hdtrain.reporting.status_job import Answers, JobStatus
 from hdtrain.reporting.status_jobs import Found, Runs, Submitted
 from hdtrain.reporting.status_logs import age_key, attempt_logs, rank_logs
 from hdtrain.reporting.status_words import why_ended, why_waiting
@@ -226,7 +227,7 @@ class _Case:
             self.says[0].word if self.says else None
         )
 
-    def _first(self, kind: str) -> Element:
+    def _first(self, kind: str) -> JobState:
         return next(element for element in self.says if element.kind == kind)
 
     def _reason(self, kind: str) -> str:

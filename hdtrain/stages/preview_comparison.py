@@ -8,17 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from hdtrain.config.evaluation import SIDES, STATISTICS, EvaluateImagesConfig
-from hdtrain.config.load import validate
-from hdtrain.errors import HdtrainError
 from hdtrain.evaluation.compare import needs
 from hdtrain.evaluation.set_statistics import made_with
 from hdtrain.evaluation.sides import Side, check_sides
 from hdtrain.features.encoders import Encoder, build_encoder
 from hdtrain.formats.fingerprint import read_parents
 from hdtrain.formats.manifest import Manifest
+from hdtrain.stages.preview import print_preview
 from sharding.compared import kind_of, listed_images, shard_config
 
 STAGE = "evaluate-images"
@@ -89,16 +86,5 @@ def _figures(encoder: Encoder, counts: dict[str, int | None], config: EvaluateIm
             yield f"left out: {need.figure} needs {need.images:,} images a set, there are {have[need.figure]:,}"
 
 
-def main() -> int:
-    """Print what is found, or a mistake; return the exit code."""
-    try:
-        for line in preview(validate(EvaluateImagesConfig, yaml.safe_load(sys.stdin), STAGE)):
-            print(line)
-    except HdtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_preview(preview, EvaluateImagesConfig, STAGE))

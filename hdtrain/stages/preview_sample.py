@@ -7,15 +7,12 @@ as of `hdtrain.stages.__main__`.
 import sys
 from collections.abc import Iterator
 
-import yaml
-
-from hdtrain.config.load import validate
 from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.synthesis import SampleConfig
-from hdtrain.errors import HdtrainError
 from hdtrain.formats.fingerprint import read_parents
 from hdtrain.sampling.fit import classes_of, doubts_of_choices, with_choices
 from hdtrain.sampling.plan import SamplePlan, counts_of
+from hdtrain.stages.preview import print_preview
 
 STAGE = "sample"
 MISTAKE = 2
@@ -44,16 +41,5 @@ def _chosen_in(sweep: object) -> str:
     return f", chosen in {sweep}" if sweep else ""
 
 
-def main() -> int:
-    """Print what is found, or a mistake; return the exit code."""
-    try:
-        for line in preview(validate(SampleConfig, yaml.safe_load(sys.stdin), STAGE)):
-            print(line)
-    except HdtrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_preview(preview, SampleConfig, STAGE))
