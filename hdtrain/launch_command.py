@@ -10,6 +10,7 @@ command again submits what is missing.
 
 import argparse
 import difflib
+import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ from hdtrain.config.sweep_file import SweepFile, combinations
 from hdtrain.errors import ConfigError, HdtrainError
 from hdtrain.formats.submission import Job, SubmissionDir, newest_jobs
 from hdtrain.prepare import resolve
-from hdtrain.recipe import load_recipe
+from hdtrain.recipe import load_recipe, unknown_nodes
+from hdtrain.reporting.status_text import job_ids
 from hdtrain.text import table
 from launchers.graph import Planned, Step, plan_jobs
-from launchers.queue import Queue, queue_of
+from launchers.queue import NOT_NOW, Queue, queue_of
 from launchers.submit import describe, groups, open_submission, submit
 
 PROFILES = Path("configs/cluster")
@@ -46,6 +48,8 @@ class Target:
     folder: Path
     steps: list[Step]
     sweep: dict[str, dict[str, Any]] | None = None
+    mistakes: Sequence[str] = ()
+    """In the command line, to be told with all others."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -79,27 +83,29 @@ def launch(args: argparse.Namespace) -> int:
         raise HdtrainError("launch: what? give a stage's name or a recipe's YAML file")
     if args.cluster is None:
         raise HdtrainError(f"launch: where? give --cluster: a profile's file, or one of {_profiles()}")
-    profile = read_profile(args.cluster)
+    profile, profile_source = read_profile(args.cluster)
     target = read_target(args)
     queue = queue_of(profile.kind)
     if not args.dry_run:
         queue.check()
-    planned = plan_jobs(target.steps, profile, target.source)
+    planned = plan_jobs(target.steps, profile, target.source, profile_source, target.mistakes)
     jobs, waiting = _to_submit(target, planned, queue, args.dry_run)
     if args.dry_run:
-        return _show(target, profile, planned, jobs, waiting, queue)
+        _show(target, profile, planned, jobs, waiting, queue)
+        return _test(target, profile, jobs, queue, profile_source)
     if not jobs:
         print(f"nothing to submit in {target.folder}: {_because(planned, waiting)}")
         return 0
     configs = {step.name: step.config for step in target.steps if any(job.name == step.name for job in jobs)}
     record = describe(target.name, target.folder, profile, jobs, sys.argv, sweep=target.sweep)
+    _heed(queue.refusals(_no_place(target), record, groups(jobs)), profile_source)
     place = open_submission(record, configs)
     submission = submit(place, record, queue)
     print(
         table(
             [
                 ("job", "stage", "id", "after"),
-                *((j.name, j.stage, _ids(j), ", ".join(j.after)) for j in submission.jobs),
+                *((j.name, j.stage, job_ids(j.ids), ", ".join(j.after)) for j in submission.jobs),
             ]
         )
     )
@@ -108,8 +114,8 @@ def launch(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_profile(name: str) -> ClusterConfig:
-    """A profile by its file, by its name in configs/cluster, or the built-in `local`.
+def read_profile(name: str) -> tuple[ClusterConfig, str]:
+    """A profile by its file, by its name in configs/cluster, or the built-in `local`; and its file, for messages.
 
     Raises:
         ConfigError: its mistakes, or no such profile.
@@ -118,9 +124,9 @@ def read_profile(name: str) -> ClusterConfig:
     if not path.is_file():
         path = PROFILES / f"{name}.yaml"
     if path.is_file():
-        return validate(ClusterConfig, read_yaml(path), str(path))
+        return validate(ClusterConfig, read_yaml(path), str(path)), str(path)
     if name == "local":
-        return LOCAL
+        return LOCAL, name
     close = difflib.get_close_matches(name, _profiles().split(", "), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {_profiles()}"
     raise ConfigError("--cluster", [f"no profile '{name}', neither a file nor in {PROFILES}; {hint}"])
@@ -145,14 +151,18 @@ def read_target(args: argparse.Namespace) -> Target:
         raise HdtrainError(f"launch: '{args.target}' is neither a stage nor a recipe's file{hint}")
     if args.sweep:
         raise HdtrainError("--sweep is over a stage's keys; for a recipe, launch it with other overrides and --out")
-    recipe = load_recipe(path, args.overrides, args.out)
-    chosen = recipe.choose(args.only)
+    mistakes = unknown_nodes(args.only, nodes) if isinstance(nodes := read_yaml(path).get("stages"), dict) else []
+    try:
+        recipe = load_recipe(path, args.overrides, args.out)
+    except ConfigError as error:
+        raise ConfigError(error.source, [*mistakes, *error.problems]) from None
+    chosen = [node for node in recipe.nodes if not args.only or node.name in args.only]
     names = {node.name for node in chosen}
     steps = [
         Step(node.name, node.stage, node.config, node.directory, tuple(p for p in node.parents if p in names))
         for node in chosen
     ]
-    return Target(recipe.name, recipe.source, recipe.out, steps)
+    return Target(recipe.name, recipe.source, recipe.out, steps, mistakes=mistakes)
 
 
 def _stage_target(args: argparse.Namespace) -> Target:
@@ -237,7 +247,7 @@ def _show(
     jobs: Sequence[Job],
     waiting: dict[str, list[str]],
     queue: Queue,
-) -> int:
+) -> None:
     """`--dry-run`: the plan, and what would be sent."""
     sent = {job.name: job for job in jobs}
     rows = [
@@ -251,12 +261,56 @@ def _show(
         for one in planned
     ]
     print(table([("job", "stage", f"in {target.folder}", "asks for", "after"), *rows]))
-    place = SubmissionDir(target.folder / ".launch" / "NNN")
+    place = _no_place(target)
     record = describe(target.name, target.folder, profile, jobs, sys.argv, sweep=target.sweep)
     for group in groups(jobs):
         after = [*group[0].after_ids, *(f"<id of {name}>" for name in group[0].after)]
         print(f"\n── {group[0].array or group[0].name}\n{queue.script(place, record, group, after)}")
+
+
+def _test(target: Target, profile: ClusterConfig, jobs: Sequence[Job], queue: Queue, source: str) -> int:
+    """`--dry-run`: what the cluster would say.
+
+    Raises:
+        ConfigError: it would not take a job, or never begin it.
+    """
+    if profile.kind != "slurm" or not jobs:
+        return 0
+    if not shutil.which("sbatch"):
+        print("\nnot held against the cluster: sbatch is not found here")
+        return 0
+    record = describe(target.name, target.folder, profile, jobs, sys.argv, sweep=target.sweep)
+    try:
+        refused = queue.refusals(_no_place(target), record, groups(jobs))
+    except HdtrainError as error:
+        print(f"\nnot held against the cluster: {error}")
+        return 0
+    if refused:
+        raise ConfigError(source, [f"{name}: {_refusal(why)}" for name, why in refused.items()])
+    print("\nSLURM would take them (sbatch --test-only)")
     return 0
+
+
+def _heed(refused: dict[str, str], source: str) -> None:
+    """Before anything is sent: nodes may only be down; everything else is a mistake.
+
+    Raises:
+        ConfigError: SLURM would refuse a job.
+    """
+    for name, why in refused.items():
+        if NOT_NOW in why:
+            print(f"warning: {name}: {_refusal(why)}", file=sys.stderr)
+    if wrong := [f"{name}: {_refusal(why)}" for name, why in refused.items() if NOT_NOW not in why]:
+        raise ConfigError(source, wrong)
+
+
+def _refusal(why: str) -> str:
+    hint = "; those that it asks for are down, or there are none such: see `sinfo -N -l`" if NOT_NOW in why else ""
+    return f"SLURM would not take the job, or never begin it: {why}{hint}"
+
+
+def _no_place(target: Target) -> SubmissionDir:
+    return SubmissionDir(target.folder / ".launch" / "NNN")
 
 
 def _resources(job: Job) -> str:
@@ -273,10 +327,6 @@ def _because(planned: Collection[Planned], waiting: dict[str, list[str]]) -> str
     done = sum(one.job is None for one in planned)
     parts = [f"{done} published"] if done else []
     return ", ".join([*parts, *([f"{len(waiting)} in the queue already"] if waiting else [])])
-
-
-def _ids(job: Job) -> str:
-    return job.ids[0] if len(job.ids) == 1 else f"{job.ids[0]} … {job.ids[-1].partition('_')[2]}"
 
 
 def _shown(target: Target) -> str:

@@ -45,8 +45,11 @@ def logs(args: argparse.Namespace) -> int:
     for line in found.warnings:
         print(line, file=sys.stderr)
     run = _choose(found)
-    files = _await_files(run, args.rank) if args.follow else _files(run, found.status(run), args.rank)
-    _head(run, files[0], found.status(run), args.rank)
+    if args.follow:
+        files, status = _await_files(run, args.rank)
+    else:
+        files, status = _files(run, found.status(run), args.rank), found.status(run)
+    _head(run, files[0], status, args.rank)
     ends: dict[Path, int] = {}
     for file in files:
         if len(files) > 1:
@@ -55,20 +58,20 @@ def logs(args: argparse.Namespace) -> int:
     return _follow(run, args.rank, ends) if args.follow else 0
 
 
-def _await_files(run: Found, rank: int | None) -> list[Path]:
-    """As `_files`, as soon as a run that still waits has printed something."""
+def _await_files(run: Found, rank: int | None) -> tuple[list[Path], Status]:
+    """As `_files`, as soon as a run that still waits has printed something; and how far it is then."""
     said = ""
     while True:
         told = overview([run.path])
         status = told.status(told.runs.asked[0])
         try:
-            return _files(run, status, rank)
+            return _files(run, status, rank), status
         except HdtrainError:
             if status.state not in ("waiting", "not begun", "running") or run.submitted is None:
                 raise
         if _state(status) != said:
             said = _state(status)
-            print(f"{run.path} has printed nothing yet; it is {said}", file=sys.stderr, flush=True)
+            print(f"{run.path} has printed nothing yet ({said})", file=sys.stderr, flush=True)
         time.sleep(LOOK_SEC / 5)
 
 
@@ -104,7 +107,7 @@ def _files(run: Found, status: Status, rank: int | None) -> list[Path]:
         kept = rank_logs(told.place, told.job, rank)
         if not kept:
             count = ranks_with_logs(told.place, told.job)
-            there = f"there are those of ranks 0 to {count - 1}" if count else f"it is {_state(status)}"
+            there = f"there are those of ranks 0 to {count - 1}" if count else _state(status)
             raise HdtrainError(f"{run.path}: rank {rank} has printed nothing; {there}")
         newest = kept[-1].name.rpartition(".")[0]
         return sorted((path for path in kept if path.name.rpartition(".")[0] == newest), reverse=True)
@@ -112,7 +115,7 @@ def _files(run: Found, status: Status, rank: int | None) -> list[Path]:
     own = [path for path in own if path.stat().st_size] or own
     if told is None:
         if not own:
-            raise HdtrainError(f"{run.path} has printed nothing yet; it is {_state(status)}")
+            raise HdtrainError(f"{run.path} has printed nothing yet ({_state(status)})")
         return own[-1:]
     attempts = [one for one in read_attempts(told.place, told.job.name) if one.get("event") == "begin"]
     began = max((float(one.get("time", 0)) for one in attempts), default=told.submission.time)
@@ -120,7 +123,7 @@ def _files(run: Found, status: Status, rank: int | None) -> list[Path]:
     if own and (age_key(own[-1]) >= began - 1 or not kept):
         return own[-1:]
     if not kept:
-        raise HdtrainError(f"{run.path} has printed nothing yet; it is {_state(status)}")
+        raise HdtrainError(f"{run.path} has printed nothing yet ({_state(status)})")
     return sorted(kept, key=lambda path: path.suffix == ".err")[-1:]
 
 

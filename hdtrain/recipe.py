@@ -90,11 +90,14 @@ class Recipe:
         Raises:
             ConfigError: a name that is no node's.
         """
-        names = [node.name for node in self.nodes]
-        unknown = [f"--only: no node '{name}'{_nearest(name, names)}" for name in only if name not in names]
-        if unknown:
+        if unknown := unknown_nodes(only, [node.name for node in self.nodes]):
             raise ConfigError(self.source, unknown)
         return [node for node in self.nodes if not only or node.name in only]
+
+
+def unknown_nodes(only: Collection[str], names: Collection[str]) -> list[str]:
+    """A line for every name after `--only` that is no node's."""
+    return [f"--only: no node '{name}'{_nearest(name, names)}" for name in only if name not in names]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), out: Path | None = None, ranks: int | None = None) -> Recipe:

@@ -15,6 +15,7 @@ from hdtrain.formats.submission import Job, SubmissionDir
 from launchers.allocation import QUEUE_VARIABLE
 from launchers.local_queue import LocalQueue, code_first, read_state, write_state
 from launchers.processes import start
+from launchers.signals import held
 
 POLL_SEC = 0.2
 KILL_SEC = 30.0
@@ -106,7 +107,9 @@ class Controller:
         for rank in range(ranks):
             with (self.place.job(job.name) / f"{job_id}_{rank}_log.out").open("ab") as log:
                 place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                processes.append(start(command, {**common, **place}, stdout=log.fileno(), stderr=log.fileno()))
+                with held():  # until it can hear them
+                    process = start(command, {**common, **place}, stdout=log.fileno(), stderr=log.fileno())
+                processes.append(process)
         element.attempt = Attempt(processes, time.monotonic())
         self._become(element, JobState("running", "RUNNING", nodes=os.uname().nodename))
 
@@ -140,8 +143,8 @@ class Controller:
         mark = self.place.requeue(f"{os.getpid()}{self.submission.jobs.index(element.job):03d}{element.number}")
         if self.place.cancelled(element.job.name).exists():
             self._become(element, JobState("cancelled", "CANCELLED"))
-        elif mark.exists() or self._told_too_early(element, attempt):
-            mark.unlink(missing_ok=True)
+        elif mark.exists():
+            mark.unlink()
             element.restarts += 1
             self._become(element, JobState("waiting", "REQUEUED"))
         elif attempt.late:
@@ -150,11 +153,6 @@ class Controller:
             self._become(element, JobState("failed", "FAILED", code=str(attempt.code)))
         else:
             self._become(element, JobState("ended", "COMPLETED"))
-
-    def _told_too_early(self, element: Element, attempt: Attempt) -> bool:
-        """Whether the signal ended the job before it could hear it, so that it begins again."""
-        deaf = attempt.told is not None and attempt.code in (-signal.SIGUSR1, -signal.SIGTERM)
-        return deaf and element.restarts < self.submission.profile.max_restarts
 
     def _become(self, element: Element, state: JobState) -> None:
         element.state = state

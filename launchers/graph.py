@@ -1,5 +1,6 @@
 """From a recipe, a stage or a sweep to the jobs of a submission; every mistake that can be found before the queue."""
 
+import math
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from pathlib import Path
 from hdtrain.config.base import Config, InputFile, InputTree, Kinds, references
 from hdtrain.config.batch import BatchPlan
 from hdtrain.config.cluster import ClusterConfig, Resources
+from hdtrain.config.engine import BatchConfig
 from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, HdtrainError
 from hdtrain.formats.submission import Job
 from hdtrain.prepare import inspect
+from hdtrain.text import counted
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,22 @@ class Planned:
     job: Job | None
 
 
-def plan_jobs(steps: Collection[Step], profile: ClusterConfig, source: str) -> list[Planned]:
+def plan_jobs(
+    steps: Collection[Step], profile: ClusterConfig, source: str, profile_source: str, mistakes: Collection[str] = ()
+) -> list[Planned]:
     """Check everything and say what would be submitted.
 
     Args:
         steps: parents before their children.
         profile: the cluster's.
         source: where the steps come from, for messages.
+        profile_source: the profile's file.
+        mistakes: found before, to be told with the others.
 
     Raises:
         ConfigError: with one line for every mistake, of all steps.
     """
-    problems: list[str] = list(_unknown_names(steps, profile))
+    problems, misspelt = list(mistakes), list(_unknown_names(steps, profile))
     planned: dict[str, Planned] = {}
     for step in steps:
         resources = profile.resources_of(step.name, step.stage, STAGES[step.stage].needs_torch)
@@ -78,6 +85,9 @@ def plan_jobs(steps: Collection[Step], profile: ClusterConfig, source: str) -> l
         )
         planned[step.name] = Planned(step, status, job)
     problems += _disk(steps, profile)
+    if misspelt and not problems:
+        raise ConfigError(profile_source, misspelt)
+    problems += [f"{profile_source}: {problem}" for problem in misspelt]
     if problems:
         raise ConfigError(source, list(dict.fromkeys(problems)))
     return list(planned.values())
@@ -89,8 +99,9 @@ def _shaped(step: Step, resources: Resources) -> tuple[Resources, int]:
     elements = resources.array if spec.shared else 1
     if spec.one_process:
         gpus = min(resources.gpus_per_node, 1)
+        memory = resources.mem_gb and resources.mem_gb / max(1, resources.gpus_per_node)  # that of its GPU
         resources = resources.model_copy(
-            update={"nodes": 1, "max_nodes": None, "tasks_per_node": 1, "gpus_per_node": gpus}
+            update={"nodes": 1, "max_nodes": None, "tasks_per_node": 1, "gpus_per_node": gpus, "mem_gb": memory}
         )
     return resources.model_copy(update={"array": elements}), elements
 
@@ -118,11 +129,33 @@ def _misfits(step: Step, resources: Resources, profile: ClusterConfig) -> Iterat
     batch = getattr(step.config, "batch", None)
     if batch is None or STAGES[step.stage].one_process:
         return
-    for nodes in range(resources.nodes, (resources.max_nodes or resources.nodes) + 1):
+    if resources.max_nodes:
+        yield from _elastic_misfit(batch, resources.tasks, range(resources.nodes, resources.max_nodes + 1))
+        return
+    try:
+        BatchPlan.from_config(batch, resources.nodes * resources.tasks)
+    except ConfigError as error:
+        yield from (f"on {counted(resources.nodes, 'node')}: {problem}" for problem in error.problems)
+
+
+def _elastic_misfit(batch: BatchConfig, tasks: int, counts: range) -> Iterator[str]:
+    """One line for all numbers of nodes that cannot share out the batch."""
+    bad = []
+    for nodes in counts:
         try:
-            BatchPlan.from_config(batch, nodes * resources.tasks)
-        except ConfigError as error:
-            yield from (f"on {nodes} node{'s' if nodes > 1 else ''}: {problem}" for problem in error.problems)
+            BatchPlan.from_config(batch, nodes * tasks)
+        except ConfigError:
+            bad.append(nodes)
+    if bad:
+        micro = batch.micro_batch_size
+        fits = math.lcm(*(nodes * tasks * (micro or 1) for nodes in counts))
+        ranks = ", ".join(str(nodes * tasks) for nodes in bad)
+        passes = f" in passes of {micro} (micro_batch_size)" if micro else ""
+        yield (
+            f"on {', '.join(map(str, bad))} of {counts[0]} to {counts[-1]} nodes: batch: {batch.global_batch_size} "
+            f"images cannot be split over {ranks} ranks{passes}; global batch sizes that every number of nodes can "
+            f"split: multiples of {fits}"
+        )
 
 
 def _unknown_names(steps: Collection[Step], profile: ClusterConfig) -> Iterator[str]:
@@ -133,7 +166,7 @@ def _unknown_names(steps: Collection[Step], profile: ClusterConfig) -> Iterator[
     for name in profile.stages:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if name not in known and close:
-            yield f"cluster profile: stages.{name}: no such stage or node; did you mean '{close[0]}'?"
+            yield f"stages.{name}: no such stage or node; did you mean '{close[0]}'?"
 
 
 def _disk(steps: Collection[Step], profile: ClusterConfig) -> list[str]:

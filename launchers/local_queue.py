@@ -36,6 +36,10 @@ class LocalQueue:
         ranks = jobs[0].resources.tasks
         return f"{sys.executable} -m launchers.controller {place.path}   # {ranks} rank{'s' if ranks > 1 else ''} a job"
 
+    def refusals(self, place: SubmissionDir, submission: Submission, groups: Iterable[Sequence[Job]]) -> dict[str, str]:
+        """It takes every job."""
+        return {}
+
     def submit(
         self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]
     ) -> list[list[str]]:

@@ -6,6 +6,9 @@ from typing import Protocol
 from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, Submission, SubmissionDir
 
+NOT_NOW = "Requested node configuration is not available"
+"""SLURM's words for nodes that are down, and for such as it has none."""
+
 
 class Queue(Protocol):
     """A queue that takes jobs."""
@@ -15,6 +18,13 @@ class Queue(Protocol):
 
     def script(self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]) -> str:
         """What `submit` would send, for people to read."""
+
+    def refusals(self, place: SubmissionDir, submission: Submission, groups: Iterable[Sequence[Job]]) -> dict[str, str]:
+        """Job to why the cluster, as it is now, would not take or never begin it. Nothing is sent.
+
+        Raises:
+            HdtrainError: it cannot be asked.
+        """
 
     def submit(
         self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]

@@ -27,7 +27,7 @@ def start_torchrun(
 def start_processes(
     stage: str, run_dir: Path, ranks: int, variables: Mapping[str, str], *, stdout: int, machine: Machine
 ) -> "PlainRanks":
-    """This machine's ranks; all meet in their run directory (see `hdtrain.distributed.rendezvous`)."""
+    """This machine's ranks; all meet in their run directory (`hdtrain.distributed.shared_work`, `rendezvous`)."""
     command = [sys.executable, "-m", "hdtrain.stages", stage, str(run_dir)]
     size = str(ranks * machine.count)
     places = [

@@ -44,7 +44,7 @@ def to_retry(found: Overview) -> list[Found]:
     if missing:
         child, parent, state = missing[0]
         raise HdtrainError(
-            f"{child} waits for {parent}, which is {state}; retry the whole folder: hdtrain retry "
+            f"{child} waits for {parent} ({state}); retry the whole folder: hdtrain retry "
             f"{next(iter(wanted.values())).path.parent}"
         )
     return list(wanted.values())

@@ -23,6 +23,7 @@ from hdtrain.errors import HdtrainError
 from hdtrain.formats.job_state import JobState
 from hdtrain.formats.submission import Job, Submission, SubmissionDir
 from launchers.allocation import LAUNCHER_VARIABLES
+from launchers.signals import FORWARDED
 from launchers.task import StageJob
 
 PATIENCE_SEC = 60
@@ -47,6 +48,8 @@ _STATES = {
 }
 """SLURM's states in ours; every other is `failed`."""
 
+_HELD = ",".join(number.name.removeprefix("SIG") for number in FORWARDED)
+_NOBODY_THERE = ("Unable to contact", "Could not establish", "fatal:", "Socket timed out", "Connection refused")
 _LOST = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 
 
@@ -56,6 +59,10 @@ class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"$hold {self.python} -u -m launchers.begin {shlex.quote(str(self.folder))}"
 
     def text(self, elements: int = 1) -> str:
         """What sbatch would get."""
@@ -83,6 +90,22 @@ class SlurmQueue:
     def script(self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]) -> str:
         """The text that sbatch gets."""
         return _executor(place, submission, jobs, after).text(sum(job.elements for job in jobs))
+
+    def refusals(self, place: SubmissionDir, submission: Submission, groups: Iterable[Sequence[Job]]) -> dict[str, str]:
+        """Job to SLURM's reason why it would not take it, or never begin it; by `sbatch --test-only`.
+
+        Raises:
+            HdtrainError: there is no controller that could be asked.
+        """
+        told: dict[str, str] = {}
+        asked: dict[str, str] = {}
+        for jobs in groups:
+            same = jobs[0].resources.model_dump_json()
+            if same not in asked:
+                asked[same] = _test(self.script(place, submission, jobs, []))
+            if asked[same]:
+                told[jobs[0].array or jobs[0].name] = asked[same]
+        return told
 
     def submit(
         self, place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]
@@ -141,6 +164,29 @@ def _outside_jobs() -> Iterator[None]:
         os.environ.update(before)
 
 
+def _test(script: str) -> str:
+    """Why SLURM would refuse the script; empty: it would take it. A node that is down counts as none."""
+    with _outside_jobs():
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only"],
+                input=script,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE_SEC,
+            )
+        except subprocess.TimeoutExpired:
+            raise HdtrainError(f"sbatch does not answer for {PATIENCE_SEC} s; try again later") from None
+    if not done.returncode:
+        return ""
+    if any(words in done.stderr for words in _NOBODY_THERE):
+        raise HdtrainError(f"SLURM cannot be asked: {' '.join(done.stderr.split())}")
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines()]
+    reason = next((line for line in lines if line.startswith("allocation failure: ")), (lines or [""])[-1])
+    return reason.removeprefix("allocation failure: ") or f"sbatch --test-only left with {done.returncode}"
+
+
 def _executor(place: SubmissionDir, submission: Submission, jobs: Sequence[Job], after: Sequence[str]) -> _Executor:
     job = jobs[0]
     profile, resources = submission.profile, job.resources
@@ -193,6 +239,10 @@ def _setup(place: SubmissionDir, submission: Submission, resources: Resources) -
     profile = submission.profile
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())]
     return [
+        "# the job's processes save when they are told to end; this script stays to see how",
+        "trap : TERM",
+        "# they hold signals back until they can hear them (coreutils 8.31)",
+        f"hold=$(env --block-signal={_HELD} true 2>/dev/null && echo env --block-signal={_HELD})",
         *profile.setup,
         *lines,
         f"export PYTHONPATH={shlex.quote(str(place.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -204,8 +254,6 @@ def _setup(place: SubmissionDir, submission: Submission, resources: Resources) -
         "# since 22.05 srun doesn't take this over from sbatch, and every rank would get one core",
         f"export SRUN_CPUS_PER_TASK={resources.cpus_per_task}",
         *(_elastic(resources) if resources.max_nodes else []),
-        "# the job's processes save when they are told to end; this script stays to see how",
-        "trap : TERM",
     ]
 
 

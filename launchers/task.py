@@ -9,12 +9,10 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hdtrain.config.load import read_yaml, validate
@@ -30,8 +28,8 @@ from hdtrain.stages.__main__ import MISTAKE
 from launchers.allocation import Allocation
 from launchers.local import Tee, next_log
 from launchers.processes import environment, start
+from launchers.signals import Signals
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LOCK_PATIENCE_SEC = 180.0
 CODE = Path(__file__).parents[1]
 """Where this code lies: in the submission, and nowhere else."""
@@ -64,8 +62,11 @@ def run_task(place: SubmissionDir, name: str, allocation: Allocation) -> str:
     submission = place.read()
     job = submission.job(name)
     record = Record(place, name, allocation)
-    with _Signals() as signals:
+    with Signals() as signals:
         record.begin()
+        if place.cancelled(job.name).exists():  # while it began, and no step was there yet to be told
+            record.end(STOPPED_EXIT_CODE, "cancelled before it began")
+            raise StageFailedError("cancelled")
         try:
             code = _run(place, submission, job, allocation, signals)
         except BaseException as error:
@@ -94,7 +95,7 @@ def run_task(place: SubmissionDir, name: str, allocation: Allocation) -> str:
     return "published"
 
 
-def _run(place: SubmissionDir, submission: Submission, job: Job, allocation: Allocation, signals: "_Signals") -> int:
+def _run(place: SubmissionDir, submission: Submission, job: Job, allocation: Allocation, signals: Signals) -> int:
     """The exit code of the stage; 0 too where it is done already."""
     spec, source, scratch = STAGES[job.stage], str(place.config(job.name)), scratch_of(submission)
     checked = submission.profile.health_check and (allocation.world.size > 1 or job.resources.gpus_per_node > 0)
@@ -128,7 +129,7 @@ class TaskLauncher:
     """Runs this task's rank of a prepared stage."""
 
     def __init__(
-        self, place: SubmissionDir, job: Job, allocation: Allocation, signals: "_Signals", scratch: Path | None = None
+        self, place: SubmissionDir, job: Job, allocation: Allocation, signals: Signals, scratch: Path | None = None
     ):
         self._place, self._job, self._allocation, self._signals = place, job, allocation, signals
         self._scratch = scratch
@@ -170,9 +171,7 @@ def scratch_of(submission: Submission) -> Path | None:
     return Path(os.path.expandvars(text)) if text else None
 
 
-def check_health(
-    place: SubmissionDir, job: Job, allocation: Allocation, signals: "_Signals", scratch: Path | None
-) -> int:
+def check_health(place: SubmissionDir, job: Job, allocation: Allocation, signals: Signals, scratch: Path | None) -> int:
     """0, UNHEALTHY (a node that is to blame stands in `bad_nodes` then), or STOPPED_EXIT_CODE after a signal."""
     command = [sys.executable, "-m", "hdtrain.distributed.health", str(place.bad_nodes), str(job.directory)]
     variables = environment() | (allocation.variables(torch=True) if allocation.world.size > 1 else {})
@@ -281,37 +280,6 @@ class Record:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
-
-
-class _Signals:
-    """Passes the queue's signals on to the child, and remembers that they came."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> "_Signals":
-        for number in FORWARDED:
-            signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in FORWARDED:  # what comes now, comes to a process that has only to end
-            signal.signal(number, signal.SIG_IGN)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received.append(number)
-        if self._child:
-            self._child.send_signal(number)
-
-    def wait(self, child: "subprocess.Popen[bytes]") -> int:
-        """The child's exit code; one that came before the child was there is passed on now."""
-        self._child = child
-        if self.received:
-            child.send_signal(self.received[0])
-        code = child.wait()
-        self._child = None
-        return code
 
 
 def _read(outcome: Path) -> dict[str, Any]:

@@ -28,12 +28,14 @@ class BatchPlan:
         accumulation, rest = divmod(total, micro * world_size)
         if rest or not accumulation:
             fitting = [m for m in range(1, total + 1) if total % (m * world_size) == 0]
-            hint = (
-                f"micro batch sizes that fit: {', '.join(map(str, fitting))}"
+            near = sorted({max(1, total // world_size) * world_size, -(-total // world_size) * world_size})
+            problem = (
+                f"batch: {total} images are not a multiple of {micro} (micro) × {world_size} (ranks); micro batch "
+                f"sizes that fit: {', '.join(map(str, fitting))}"
                 if fitting
-                else f"{total} images cannot be split over {world_size} ranks"
+                else f"batch: {total} images cannot be split over {world_size} ranks; global batch sizes that can: "
+                f"{', '.join(map(str, near))}, and any other multiple of {world_size}"
             )
-            problem = f"batch: {total} images are not a multiple of {micro} (micro) × {world_size} (ranks); {hint}"
             raise ConfigError("batch plan", [problem])
         return cls(total, micro, accumulation, world_size)
 

@@ -146,6 +146,8 @@ class _Case:
         elif open_parents and not self.attempts:
             self.job.waits_for = [_name(parent) for parent in open_parents]
             self._become("not begun", f"waits for {', '.join(self.job.waits_for)}")
+        elif self.parents and not open_parents and one.reason == "Dependency":
+            self._become("waiting", "what it waits for is published; it begins when that job has left the queue")
         else:
             self._become("waiting", why_waiting(one.reason, one.word))
 

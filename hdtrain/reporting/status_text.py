@@ -8,6 +8,7 @@ from hdtrain.reporting.formatting import duration, figure, percent
 from hdtrain.reporting.run_progress import Progress
 from hdtrain.reporting.status import Status
 from hdtrain.reporting.status_job import JobStatus
+from hdtrain.text import counted
 
 _STATES = {"stopped": "stopped after saving", "killed": "killed without a word"}
 _MAX_MESSAGE, _MAX_NAMES = 300, 3
@@ -88,7 +89,7 @@ def _share(status: Status) -> str:
     done = status.progress
     if done and done.total_images:
         return percent(done.images / done.total_images)
-    return f"{status.shards} shards" if status.shards is not None else ""
+    return counted(status.shards, "shard") if status.shards is not None else ""
 
 
 def _words(status: Status) -> str:

@@ -7,6 +7,7 @@ from hdtrain.config.shards import ReshardConfig
 from hdtrain.errors import ManifestError
 from hdtrain.formats.shards import shard_entry
 from hdtrain.stages.base import StageContext
+from hdtrain.text import counted
 from sharding.reshard import reshard
 
 
@@ -38,4 +39,4 @@ def run(config: ReshardConfig, context: StageContext) -> None:
     )
     shutil.rmtree(context.run.work)
     total = sum(manifest.num_samples for _, manifest in datasets)
-    print(f"reshard: {total:,} samples in {len(shards):,} shards")
+    print(f"reshard: {counted(total, 'sample')} in {counted(len(shards), 'shard')}")

@@ -4,6 +4,7 @@ import shutil
 
 from hdtrain.config.shards import VerifyConfig
 from hdtrain.stages.base import StageContext
+from hdtrain.text import counted
 from sharding.verify import verify
 
 
@@ -15,8 +16,9 @@ def run(config: VerifyConfig, context: StageContext) -> None:
         return
     context.publish(info=figures)
     shutil.rmtree(context.run.work)
+    samples, shards = counted(figures["num_samples"], "sample"), counted(figures["num_shards"], "shard")
     looked = "" if figures["num_looked_at"] == figures["num_samples"] else f" ({figures['num_looked_at']:,} looked at)"
     for path, counts in figures["compared_with"].items():
         compared = ", ".join(f"{mine:,} {name} with {theirs:,}" for name, (mine, theirs) in counts.items())
         print(f"verify: nothing in common with {path}; compared {compared}")
-    print(f"verify: {figures['num_samples']:,} samples{looked} in {figures['num_shards']:,} shards are whole")
+    print(f"verify: {samples}{looked} in {shards} {'is' if figures['num_samples'] == 1 else 'are'} whole")

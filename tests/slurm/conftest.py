@@ -2,7 +2,9 @@
 
 import json
 import os
+import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,10 +141,10 @@ def slurm(_cluster: Cluster) -> Iterator[Cluster]:
 
 
 class Runs:
-    """Submissions of one test, in its own folder."""
+    """Submissions of one test, in its own folder; in the name of another user, if one is given."""
 
-    def __init__(self, folder: Path, slurm: Cluster):
-        self.folder, self.slurm = folder, slurm
+    def __init__(self, folder: Path, slurm: Cluster, user: pwd.struct_passwd | None = None):
+        self.folder, self.slurm, self.user = folder, slurm, user
         self.profile()
 
     def profile(self, name: str = "cluster", **changes: Any) -> Path:
@@ -166,6 +168,8 @@ class Runs:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content, sort_keys=False))
+        if self.user:
+            os.chown(path, self.user.pw_uid, self.user.pw_gid)
         return path
 
     def cli(self, *arguments: object, code: int = 0) -> str:
@@ -177,10 +181,18 @@ class Runs:
             text=True,
             timeout=120,
             check=False,
+            **self._in_whose_name(),
         )
         said = done.stdout + done.stderr
         assert done.returncode == code, f"hdtrain {' '.join(map(str, arguments))} left with {done.returncode}\n{said}"
         return said
+
+    def _in_whose_name(self) -> dict[str, Any]:
+        if not self.user:
+            return {}
+        name, home = self.user.pw_name, self.user.pw_dir
+        environment = {**os.environ, "HOME": home, "USER": name, "LOGNAME": name}
+        return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": [], "env": environment}
 
     def launch(self, *arguments: object, cluster: str = "cluster") -> dict[str, list[str]]:
         """`hdtrain launch`; the ids in the queue of every job that it submitted."""
@@ -239,6 +251,44 @@ def runs(tmp_path: Path, slurm: Cluster) -> Runs:
     return Runs(tmp_path, slurm)
 
 
+@pytest.fixture
+def users(slurm: Cluster) -> Iterator[list[Runs]]:
+    """The cluster's two users, each with a profile in a home that is closed to all others."""
+    assert HOME
+    users = [pwd.getpwnam(name) for name in ("ada", "emmy")]
+    for user in users:
+        seen = [
+            "setpriv",
+            f"--reuid={user.pw_uid}",
+            f"--regid={user.pw_gid}",
+            "--clear-groups",
+            sys.executable,
+            "-c",
+            "",
+        ]
+        if subprocess.run(seen, capture_output=True, check=False).returncode:
+            pytest.skip(f"{sys.executable} cannot be run by other users: a folder above it is closed to them")
+    yield [Runs(Path(user.pw_dir), slurm, user) for user in users]
+    for user in users:
+        shutil.rmtree(user.pw_dir)
+        Path(user.pw_dir).mkdir(mode=0o700)
+        os.chown(user.pw_dir, user.pw_uid, user.pw_gid)
+
+
+@pytest.fixture
+def shared(slurm: Cluster) -> Iterator[Callable[[Path], Path]]:
+    """Copies of runs in a folder that everybody may read and nobody but root may write to."""
+    folder = slurm.home / "shared"
+
+    def share(run: Path) -> Path:
+        shutil.copytree(run, folder / run.name)
+        command("chmod", "-R", "a+rX,go-w", str(folder))
+        return folder / run.name
+
+    yield share
+    shutil.rmtree(folder)
+
+
 class LocalRanks:
     """The same stage on this machine, without a queue, for comparison."""
 
@@ -249,7 +299,7 @@ class LocalRanks:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
         arguments = [*start, "hdtrain.stages", stage, str(directory)]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, f"{stage} left with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return directory
 

@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 
 def srun(*arguments: str) -> list[str]:
     done = subprocess.run(["srun", *arguments], capture_output=True, text=True, timeout=60, check=True)
@@ -12,6 +14,7 @@ def test_two_nodes_have_names_of_their_own(slurm):
     assert srun("-N2", "hostname") == ["node1", "node2"]
 
 
+@pytest.mark.slow
 def test_a_killed_node_is_seen_down_takes_its_processes_along_and_comes_back(slurm):
     job = subprocess.run(
         ["sbatch", "--parsable", "-N2", "--no-requeue", "-o", "/dev/null", "--wrap", "srun sleep 1234"],

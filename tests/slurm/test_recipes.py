@@ -85,6 +85,7 @@ def test_a_failed_element_of_a_sweep_is_submitted_again_alone(runs, recipe, slur
     assert (runs.folder / "sweep" / lenient / "manifest.json").stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_the_health_check_is_left_out_of_the_next_attempt(runs, recipe, slurm):
     scratch = slurm.home / "scratch"
     resources = {"cpu": {"tasks_per_node": 2, "cpus_per_task": 1, "time": 10}}
@@ -98,6 +99,7 @@ def test_a_node_that_fails_the_health_check_is_left_out_of_the_next_attempt(runs
     assert slurm.job(job)["NodeList"] == "node2"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_end_during_its_health_check_is_requeued(runs, recipe, slurm):
     runs.profile(resources={"cpu": {"tasks_per_node": 2, "cpus_per_task": 1, "time": 10}}, health_check=True)
     job = runs.stage("shards", "shard", RECIPE["stages"]["shards"]["config"])
@@ -108,6 +110,7 @@ def test_a_job_that_is_told_to_end_during_its_health_check_is_requeued(runs, rec
     assert [one["code"] for one in runs.attempts("shards")] == [3, 0]
 
 
+@pytest.mark.slow
 def test_a_job_runs_what_was_submitted_and_not_what_was_edited_since(runs, recipe, slurm):
     runs.profile(resources={"cpu": {"cpus_per_task": 1, "options": {"hold": True}}})
     config = RECIPE["stages"]["shards"]["config"]
@@ -119,7 +122,21 @@ def test_a_job_runs_what_was_submitted_and_not_what_was_edited_since(runs, recip
     assert yaml.safe_load((runs.folder / "shards/config.yaml").read_text())["samples_per_shard"] == 6
 
 
-def test_three_elements_of_an_array_make_each_image_once_and_the_bytes_of_one_process(runs, chain, locally, tmp_path):
+def test_three_elements_of_an_array_pack_each_image_once_and_make_the_bytes_of_one_process(runs, recipe, locally):
+    config = {**RECIPE["stages"]["shards"]["config"], "samples_per_shard": 2}
+    runs.profile(resources={"cpu": {"cpus_per_task": 1, "time": 10, "array": 3}})
+    runs.write("shard.yaml", config)
+    ids = runs.launch("shard", "shard.yaml", "--out", "images")["images"]
+    assert len(ids) == 3
+    for job in ids:
+        runs.ended(job)
+    config["sources"] = [{"path": str(runs.folder / "raw/unlabelled")}]
+    assert shards(runs.folder / "images") == shards(locally.run("shard", runs.folder / "alone", config))
+    assert sum(shard.samples for shard in read_manifest(runs.folder / "images").shards) == 20
+
+
+@pytest.mark.slow
+def test_three_elements_of_an_array_draw_each_image_once_and_the_bytes_of_one_process(runs, chain, locally, tmp_path):
     config = {
         "denoiser": str(chain["ldm"]),
         "decoder": str(chain["vae"]),

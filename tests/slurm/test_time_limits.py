@@ -1,5 +1,7 @@
 """Real time limits: a training whose job is too short is requeued, goes on, and ends as if it had had all the time."""
 
+import subprocess
+
 import pytest
 
 BATCH = 4
@@ -37,11 +39,13 @@ def test_the_stage_sees_its_end_coming_and_goes_on_in_the_next_attempt(runs, cha
 
 @pytest.mark.slow
 def test_slurm_s_signal_before_the_limit_is_heard(runs, chain, locally, slurm):
-    """SLURM looks every 30 s and sends the signal 30 to 60 s after the start."""
+    """SLURM looks every 30 s and sends the signal 30 to 60 s after the start. The next attempt has all the time."""
     config = chain.config("ldm", duration=duration(700, 50))
     limited(runs, 3, signal_sec=120)
     job = runs.stage("ldm", "train-ldm", config)
+    slurm.wait_until(lambda: slurm.restarts(job) == 1, "the job requeued itself")
+    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
     runs.ended(job, timeout_sec=500)
     assert "stopped by SIGUSR1" in (runs.folder / "ldm/logs/001.log").read_text()
-    assert slurm.restarts(job) > 0
+    assert [one["code"] for one in runs.attempts("ldm")] == [3, 0]
     assert weights(runs.folder / "ldm") == weights(locally.run("train-ldm", runs.folder / "alone", config))

@@ -1,10 +1,13 @@
 """Trainings in the queue: on two nodes as on two ranks here, and whatever stops one, it ends as if nothing had."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from hdtrain.formats.checkpoint import complete
+from hdtrain.formats.manifest import read_manifest
 
 STEPS, BATCH = 40, 4
 DURATION = {
@@ -46,15 +49,51 @@ def training(runs, config, slurm):
     return job
 
 
-def test_two_users_train_side_by_side_on_two_nodes_as_on_two_ranks_here(runs, config, whole):
-    runs.profile("ada", stages=ON_TWO_NODES, health_check=True)
-    runs.profile("emmy", stages=ON_TWO_NODES)
-    jobs = {user: runs.stage(f"{user}/ldm", "train-ldm", config, cluster=user) for user in ("ada", "emmy")}
-    for user, job in jobs.items():
-        runs.ended(job)
-        assert results(runs.folder / user / "ldm") == results(whole)
-        (attempt,) = runs.attempts(f"{user}/ldm")
-        assert attempt["code"] == 0
+def test_two_users_run_the_same_recipe_side_by_side_and_get_what_two_ranks_get_here(
+    users, shared, chain, config, whole
+):
+    latents, vae, images = (shared(chain[name]) for name in ("latents", "vae", "unlabelled"))
+    before = files_of(images.parent)
+    stages = {
+        "packed": {"stage": "reshard", "config": {"images": [str(images)], "samples_per_shard": 4}},
+        "ldm": {"stage": "train-ldm", "config": {**config, "latents": str(latents), "vae": str(vae)}},
+    }
+    for runs in users:
+        runs.profile(stages=ON_TWO_NODES, health_check=runs is users[0])
+        runs.write("recipe.yaml", {"name": "mine", "out": "runs", "stages": stages})
+    with ThreadPoolExecutor() as pool:
+        submitted = list(pool.map(lambda runs: runs.launch("recipe.yaml"), users))
+    times = []
+    for runs, jobs in zip(users, submitted, strict=True):
+        for name, (job,) in jobs.items():
+            runs.ended(job)
+            assert runs.slurm.job(job)["UserId"] == f"{runs.user.pw_name}({runs.user.pw_uid})"
+            (begin,), (end,) = runs.attempts(f"runs/{name}", "begin"), runs.attempts(f"runs/{name}")
+            assert end["code"] == 0
+        assert results(runs.folder / "runs/ldm") == results(whole)
+        assert runs.cli("status", "runs").count("published") == 2
+        assert {path.lstat().st_uid for path in runs.folder.rglob("*")} == {runs.user.pw_uid}
+        times.append((begin["time"], end["time"]))
+    assert max(begin for begin, _ in times) < min(end for _, end in times), "one began after the other"
+    assert files_of(images.parent) == before
+    assert not [path for path in Path("/tmp").iterdir() if path.lstat().st_uid in {runs.user.pw_uid for runs in users}]
+
+
+def files_of(folder) -> dict:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_an_elastic_training_goes_on_with_the_node_that_is_left(runs, slurm, config):
+    runs.profile(resources={"gpu": {"nodes": 1, "max_nodes": 2, "cpus_per_task": 1, "time": 10}})
+    job = runs.stage("ldm", "train-ldm", config)
+    runs.begun("ldm", steps=5)
+    slurm.kill_node("node2")
+    runs.ended(job)
+    assert [(one["ranks"], one["nodes"]) for one in runs.attempts("ldm", "begin")] == [
+        (2, ["node1", "node2"]), (1, ["node1"]),
+    ]  # fmt: skip
+    assert slurm.node_states()["node2"].startswith("down")
+    assert read_manifest(runs.folder / "ldm").info["images_seen"] == STEPS * BATCH
 
 
 def test_told_to_save_and_later_requeued_by_hand_it_ends_with_the_same_bytes(runs, slurm, training, whole):
@@ -70,6 +109,7 @@ def test_told_to_save_and_later_requeued_by_hand_it_ends_with_the_same_bytes(run
     assert results(runs.folder / "ldm") == results(whole)
 
 
+@pytest.mark.slow
 def test_preempted_and_later_robbed_of_a_node_it_ends_with_the_same_bytes(runs, slurm, training, whole):
     urgent = ["sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
     subprocess.run(urgent, check=True, capture_output=True)
@@ -84,6 +124,7 @@ def test_preempted_and_later_robbed_of_a_node_it_ends_with_the_same_bytes(runs, 
     assert results(runs.folder / "ldm") == results(whole)
 
 
+@pytest.mark.slow
 def test_cancelled_it_saves_and_does_not_come_back(runs, config, slurm):
     jobs = {by: runs.stage(f"{by}/ldm", "train-ldm", config) for by in ("hdtrain", "scancel")}
     for by in jobs:

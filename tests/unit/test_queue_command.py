@@ -38,7 +38,7 @@ def test_the_whole_graph_is_told_from_the_first_moment_to_the_end(recipe, hdtrai
     assert not (tmp_path / "runs/demo/smallest").exists()
     assert "smallest (reshard): not begun: waits for smaller" in hdtrain("status", "runs/demo/smallest").out
     said = hdtrain("logs", "runs/demo/smallest", code=2).err
-    assert "has printed nothing yet; it is not begun: waits for smaller" in said
+    assert "has printed nothing yet (not begun: waits for smaller)" in said
 
     last = states("runs/demo", until=all_over)
     assert set(kinds(last).values()) == {"published"}
@@ -68,7 +68,7 @@ def test_what_failed_is_shown_with_its_error_and_retried_alone(recipe, hdtrain, 
     for path, content in before.items():
         path.write_bytes(content)
     said = hdtrain("retry", "runs/demo/smaller", code=2).err
-    assert "smaller waits for shards, which is failed; retry the whole folder: hdtrain retry" in said
+    assert "smaller waits for shards (failed); retry the whole folder: hdtrain retry" in said
 
     first = submissions(tmp_path / "runs/demo")[0]
     (first.code / "hdtrain/of_then.py").touch()

@@ -20,7 +20,8 @@ from launchers.task import Record
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >> {folder}/calls
 case $(basename "$0") in
-sbatch) n=$(($(cat {folder}/id 2>/dev/null || echo 100) + 1)); echo $n > {folder}/id; echo "Submitted batch job $n";;
+sbatch) [ "$*" != --test-only ] || exit 0
+  n=$(($(cat {folder}/id 2>/dev/null || echo 100) + 1)); echo $n > {folder}/id; echo "Submitted batch job $n";;
 squeue) [ ! -e {folder}/down ] || {{ echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }}
   cat {folder}/squeue;;
 sacct) cat {folder}/sacct;;
@@ -115,6 +116,15 @@ def test_reasons_known_and_unknown(submitted, slurm, states, reason, words):
     assert states("runs/demo/shards")["shards"]["detail"].startswith(words)
 
 
+def test_a_parent_that_is_published_and_still_in_the_queue_is_no_unnamed_other_job(submitted, slurm, hdtrain, states):
+    hdtrain("shard", "sources=[{path: raw}]", "--out", "runs/demo/shards")
+    slurm.says("101|COMPLETING|None|node1|N/A|x", *(f"{job}|PENDING|Dependency||N/A|x" for job in (102, 103)))
+    found = states("runs/demo")
+    assert kinds(found) == {"shards": "published", "smaller": "waiting", "smallest": "not begun"}
+    assert found["smaller"]["detail"] == "what it waits for is published; it begins when that job has left the queue"
+    assert found["smallest"]["detail"] == "waits for smaller"
+
+
 def test_a_node_that_failed_is_no_failed_job_while_it_is_in_the_queue(submitted, slurm, hdtrain, states):
     note(submitted, "shards", "101", 0, 3)
     note(submitted, "shards", "101", 1)
@@ -181,7 +191,7 @@ def test_a_queue_that_cannot_be_asked_is_a_warning_and_the_files_still_tell(subm
     said = hdtrain("status", "runs/demo")
     assert said.err.count("\n") == 1
     assert re.match(r"warning: the queue \(slurm\) cannot be asked, .*Unable to contact slurm controller", said.err)
-    assert re.search(r"^shards +shard +101 +published +1 shards", said.out, re.MULTILINE)
+    assert re.search(r"^shards +shard +101 +published +1 shard", said.out, re.MULTILINE)
     assert re.search(r"^smaller +reshard +102 +not begun", said.out, re.MULTILINE)
     for command in ("retry", "cancel"):
         assert "cannot be asked: squeue" in hdtrain(command, "runs/demo", code=2).err

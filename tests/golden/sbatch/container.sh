@@ -18,6 +18,10 @@
 #SBATCH --time=60
 
 # setup
+# the job's processes save when they are told to end; this script stays to see how
+trap : TERM
+# they hold signals back until they can hear them (coreutils 8.31)
+hold=$(env --block-signal=TERM,USR1,INT true 2>/dev/null && echo env --block-signal=TERM,USR1,INT)
 module load apptainer
 export NCCL_SOCKET_IFNAME=ib0
 export WORDS='two words; $HOME'
@@ -29,12 +33,10 @@ end=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* EndTime=\([^ ]*\).*/\1
 export HDTRAIN_JOB_END_TIME=$([ -z "$end" ] || date -d "$end" +%s 2>/dev/null)
 # since 22.05 srun doesn't take this over from sbatch, and every rank would get one core
 export SRUN_CPUS_PER_TASK=4
-# the job's processes save when they are told to end; this script stays to see how
-trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/.launch/001/jobs/ldm/%j_%t_log.out --error /runs/.launch/001/jobs/ldm/%j_%t_log.err --kill-on-bad-exit=1 apptainer exec --nv --bind /shared '/images/hd train.sif' python -u -m submitit.core._submit /runs/.launch/001/jobs/ldm
+srun --unbuffered --output /runs/.launch/001/jobs/ldm/%j_%t_log.out --error /runs/.launch/001/jobs/ldm/%j_%t_log.err --kill-on-bad-exit=1 $hold apptainer exec --nv --bind /shared '/images/hd train.sif' python -u -m launchers.begin /runs/.launch/001/jobs/ldm
 
 
 # teardown

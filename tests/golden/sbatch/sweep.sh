@@ -20,6 +20,10 @@
 #SBATCH --time=1440
 
 # setup
+# the job's processes save when they are told to end; this script stays to see how
+trap : TERM
+# they hold signals back until they can hear them (coreutils 8.31)
+hold=$(env --block-signal=TERM,USR1,INT true 2>/dev/null && echo env --block-signal=TERM,USR1,INT)
 export PYTHONPATH=/runs/.launch/001/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # else the folder that the job was submitted from would come first
 export HDTRAIN_COMMIT=0123abc
@@ -28,12 +32,10 @@ end=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* EndTime=\([^ ]*\).*/\1
 export HDTRAIN_JOB_END_TIME=$([ -z "$end" ] || date -d "$end" +%s 2>/dev/null)
 # since 22.05 srun doesn't take this over from sbatch, and every rank would get one core
 export SRUN_CPUS_PER_TASK=12
-# the job's processes save when they are told to end; this script stays to see how
-trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/.launch/001/jobs/sweep/%A_%a_%t_log.out --error /runs/.launch/001/jobs/sweep/%A_%a_%t_log.err --kill-on-bad-exit=1 /env/bin/python -u -m submitit.core._submit /runs/.launch/001/jobs/sweep
+srun --unbuffered --output /runs/.launch/001/jobs/sweep/%A_%a_%t_log.out --error /runs/.launch/001/jobs/sweep/%A_%a_%t_log.err --kill-on-bad-exit=1 $hold /env/bin/python -u -m launchers.begin /runs/.launch/001/jobs/sweep
 
 
 # teardown

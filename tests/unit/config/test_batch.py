@@ -19,7 +19,16 @@ def test_ranks_and_passes_read_every_position_of_a_step_once(world_size, micro, 
 
 
 @pytest.mark.parametrize(
-    ("total", "micro", "said"), [(12, 5, "that fit: 1, 2, 3, 6"), (3, None, "cannot be split over 2")]
+    ("total", "micro", "said"),
+    [
+        (12, 5, "that fit: 1, 2, 3, 6"),
+        (
+            7,
+            None,
+            "7 images cannot be split over 2 ranks; global batch sizes that can: 6, 8, and any other multiple of 2",
+        ),
+        (1, None, "global batch sizes that can: 2, and"),
+    ],
 )
 def test_a_batch_that_does_not_divide_says_what_would(total, micro, said):
     with pytest.raises(ConfigError, match=said):

@@ -48,10 +48,30 @@ def test_mistakes_of_all_stages_and_of_the_profile_come_at_once(plan, tmp_path):
     )
     assert "error: recipe.yaml: 4 problems" in said
     assert "stages.train-vea: no such stage or node; did you mean 'train-vae'?" in said
-    assert "vae: on 3 nodes: batch: 16 images are not a multiple of 1 (micro) × 24 (ranks)" in said
-    assert "other: on 3 nodes: batch: 10 images are not a multiple" in said
+    assert (
+        "vae: on 3 nodes: batch: 16 images cannot be split over 24 ranks; global batch sizes that can: 24, and any"
+        in said
+    )
+    assert "other: on 3 nodes: batch: 10 images cannot be split" in said
+    assert "  profile.yaml: stages.train-vea: no such" in said
     assert f"{tmp_path}/runs: " in said
     assert "GB free, and the cluster profile wants 1e+09 (min_free_gb)" in said
+
+
+def test_a_mistake_of_the_profile_alone_is_told_under_its_file(plan):
+    said = plan({"shards": shard()}, stages={"shrad": "cpu"})
+    assert said.startswith("error: profile.yaml: 1 problem\n  stages.shrad: no such stage or node; did you mean 'shard")
+
+
+@pytest.mark.parametrize(
+    ("more", "other"),
+    [({"optim": {"lr": -1}}, "optim.lr: "), (train_config(16, batch=16), "16 images cannot be split")],
+)
+def test_a_node_that_only_does_not_find_is_told_with_the_other_mistakes(plan, more, other):
+    said = plan({"shards": shard(), "vae": vae(**more)}, "--only", "shards", "--only", "vaee", "--only", "vae")
+    assert "2 problems" in said
+    assert "--only: no node 'vaee'; did you mean 'vae'?" in said
+    assert f"  vae: {'on 3 nodes: batch: ' if 'split' in other else ''}{other}" in said
 
 
 def test_a_config_a_parent_and_raw_data_that_are_wrong_come_at_once(plan):
@@ -79,8 +99,10 @@ def test_a_weights_file_that_is_missing_is_found_although_its_parents_are_not_th
 def test_every_number_of_nodes_of_an_elastic_job_must_divide_the_batch(plan):
     resources = {"gpu": {"nodes": 1, "max_nodes": 3, "gpus_per_node": 8}, "cpu": {}}
     said = plan({"shards": shard(), "vae": vae(**train_config(16, batch=16))}, resources=resources)
-    assert "on 3 nodes: batch: 16 images" in said
-    assert "on 2 nodes" not in said
+    assert "vae: on 3 of 1 to 3 nodes: batch: 16 images cannot be split over 24 ranks; " in said
+    assert "multiples of 48" in said
+    said = plan({"shards": shard(), "vae": vae(**train_config(8, batch=8))}, resources=resources)
+    assert "1 problem\n  vae: on 2, 3 of 1 to 3 nodes: batch: 8 images cannot be split over 16, 24 ranks; " in said
     said = plan({"shards": shard(), "vae": vae(**train_config(48, batch=48))}, code=0, resources=resources)
     assert "1-3 nodes × 8 ranks on 8 GPUs, 1:00 h" in said
 
@@ -99,12 +121,22 @@ def test_what_is_published_is_left_out_and_what_waits_for_nothing_else_begins_at
     assert "── shards" not in said
 
 
-def test_a_stage_of_one_process_asks_for_one_gpu_of_one_node_and_only_sample_is_an_array(plan):
+def test_a_stage_of_one_process_asks_for_one_gpu_of_one_node_and_one_that_jobs_share_is_an_array(plan):
     resources = {"all": {"nodes": 2, "gpus_per_node": 8, "array": 4}}
     stages = {"shards": shard(), "seen": {"stage": "inspect", "config": {"images": "@shards"}}}
     rows = {line.split()[0]: line for line in plan(stages, code=0, resources=resources).splitlines()[:3]}
     assert "1 node × 1 rank on 1 GPU, 1:00 h" in rows["seen"]
-    assert "2 nodes × 8 ranks on 8 GPUs, 1:00 h" in rows["shards"]
+    assert "4 × 2 nodes × 8 ranks on 8 GPUs, 1:00 h" in rows["shards"]
+    assert "4 ×" not in rows["seen"]
+
+
+def test_a_stage_of_one_process_asks_for_the_memory_of_its_gpu_and_not_of_the_node(plan):
+    resources = {"all": {"gpus_per_node": 8, "mem_gb": 1600}}
+    stages = {"shards": shard(), "seen": {"stage": "inspect", "config": {"images": "@shards"}}}
+    said = plan(stages, code=0, resources=resources)
+    alone, together = said.partition("── seen")[2], said.partition("── shards")[2].partition("── seen")[0]
+    assert "--mem=204800MB" in alone
+    assert "--mem=1638400MB" in together
 
 
 def test_a_local_profile_has_one_node(plan):

@@ -30,6 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], int, list[str]]] = {
     # name: profile beside resources, stage, resources, elements or runs of a sweep, ids that it waits for
     "training-on-two-nodes": (PLACES, "train-ldm", GPU, 1, ["101", "102"]),
     "sample-array": (PLACES, "sample", {"gpus_per_node": 1, "array": 16, "array_parallel": 4}, 16, ["103"]),
+    "shard-array": ({"qos": "low"}, "shard", {"cpus_per_task": 32, "array": 8}, 8, ["103"]),
     "cpu-shard": ({"qos": "low"}, "shard", {"cpus_per_task": 32, "options": {"exclusive": True, "nice": 5}}, 1, []),
     "container": ({**PLACES, **CONTAINER}, "train-vae", {"gpus_per_node": 8, "constraint": "h200|h100"}, 1, []),
     "elastic": ({"signal_sec": 300}, "train-ldm", {**GPU, "max_nodes": 4, "mem_gb": None}, 1, []),

@@ -8,7 +8,11 @@ from hdtrain.config.load import read_yaml
 from hdtrain.formats.submission import newest_jobs, submissions
 
 SBATCH = """#!/bin/bash
-# Takes jobs 101, 102, … and refuses the one after `REFUSED_AFTER`.
+# Takes jobs 101, 102, … and refuses the one after `REFUSED_AFTER`; would never begin one with `NEVER` in its script.
+if [ "$*" = --test-only ]; then
+  grep -q -e "${{NEVER:-no such line}}" || exit 0
+  echo "allocation failure: $REASON" >&2; exit 1
+fi
 count=$(($(cat {folder}/count 2>/dev/null || echo 100) + 1))
 [ $count -le ${{REFUSED_AFTER:-999}} ] || {{
   echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1; }}
@@ -17,6 +21,8 @@ cp "${{@: -1}}" {folder}/script-$count
 env | grep -E '^(SLURM_JOB_ID|RANK|SBATCH_RESERVATION)=' > {folder}/environment-$count
 echo "Submitted batch job $count"
 """
+
+PROFILE = "resources: {cpu: {}, big: {constraint: h200}}\nmin_free_gb: 0.001\n"
 
 
 @pytest.fixture
@@ -67,6 +73,47 @@ def test_a_refused_job_takes_back_those_that_were_sent(recipe, slurm, hdtrain, t
         "shards": ["103"], "smaller": ["104"], "smallest": ["105"],
     }  # fmt: skip
     assert {place.path.name for place, _, _ in newest.values()} == {"002"}
+
+
+def test_what_slurm_would_refuse_is_told_of_all_jobs_before_the_first_is_sent(
+    recipe,  # noqa: F811
+    slurm,
+    hdtrain,
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setenv("NEVER", "^#SBATCH --constraint=h200")
+    monkeypatch.setenv("REASON", "Invalid feature specification")
+    (tmp_path / "profile.yaml").write_text(PROFILE + "stages: {reshard: big}\n")
+    for more in ([], ["--dry-run"]):
+        said = hdtrain("launch", recipe, "--cluster", "profile.yaml", *more, code=2).err
+        assert "error: profile.yaml: 2 problems" in said
+        assert "smaller: SLURM would not take the job, or never begin it: Invalid feature specification\n" in said
+        assert "smallest: SLURM would not" in said
+        assert not (tmp_path / "runs").exists()
+
+
+def test_nodes_that_may_only_be_down_are_a_warning_and_the_job_is_sent(recipe, slurm, hdtrain, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("NEVER", "^#SBATCH --constraint=h200")
+    monkeypatch.setenv("REASON", "Requested node configuration is not available")
+    (tmp_path / "profile.yaml").write_text(PROFILE + "stages: {reshard: big}\n")
+    assert (
+        "are down, or there are none such"
+        in hdtrain("launch", recipe, "--cluster", "profile.yaml", "--dry-run", code=2).err
+    )
+    said = hdtrain("launch", recipe, "--cluster", "profile.yaml")
+    assert "warning: smaller: SLURM would not take the job" in said.err
+    assert newest_jobs(tmp_path / "runs/demo")["smallest"][2].ids == ["103"]
+
+
+def test_a_dry_run_says_whether_slurm_could_be_asked(recipe, slurm, hdtrain, tmp_path, monkeypatch):  # noqa: F811
+    asked = ("launch", recipe, "--cluster", "profile.yaml", "--dry-run")
+    assert "SLURM would take them" in hdtrain(*asked).out
+    monkeypatch.setenv("NEVER", "#SBATCH")
+    monkeypatch.setenv("REASON", "Unable to contact slurm controller (connect failure)")
+    assert "not held against the cluster: SLURM cannot be asked: " in hdtrain(*asked).out
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "not held against the cluster: sbatch is not found here" in hdtrain(*asked).out
 
 
 def test_a_job_that_submits_others_does_not_hand_its_own_place_on(recipe, slurm, hdtrain, monkeypatch):  # noqa: F811
