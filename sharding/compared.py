@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from hdtrain.config.shards import ShardConfig, SourceConfig
-from hdtrain.distributed.world import World
+from hdtrain.distributed.shared_work import PublishedError, SharedRun
 from hdtrain.errors import DataError, HdtrainError
 from hdtrain.formats.run_dir import RunDir
-from sharding.pack import Packed, pack
+from sharding.pack import pack
 from sharding.readers import open_source, recognise
 from sharding.readers.npz import images_of, list_arrays
 
@@ -75,17 +75,18 @@ def listed_images(side: str, config: ShardConfig) -> tuple[int, list[str] | None
         raise DataError(_named(side, str(error))) from None
 
 
-def pack_side(side: str, config: ShardConfig, run: RunDir, world: World) -> Packed | None:
-    """Pack raw images into a run directory; every process of `world` calls it, and rank 0 gets the data set.
+def pack_side(side: str, config: ShardConfig, run: RunDir, shared: SharedRun) -> None:
+    """Return when raw images are packed in a run directory, whoever did it; then `sharding.pack.packed` tells of them.
 
     Raises:
-        DataError: what `sharding.pack.pack` raises.
+        DataError, PublishedError: what `sharding.pack.pack` raises.
     """
     try:
-        packed = pack(config, run, world)
+        pack(config, run, shared)
+    except PublishedError:
+        raise
     except HdtrainError as error:
         raise DataError(_named(side, str(error))) from None
-    return packed[0] if packed else None
 
 
 def _named(side: str, message: str) -> str:

@@ -1,6 +1,7 @@
 """`index.parquet`: a row for every input, batch by batch, so that a corpus of any size fits."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,23 @@ from sharding.write import split_dir
 _SAME = ("path", "slide", "patient", "x", "y", "mpp", "label")
 
 
-def write_indices(run: RunDir, rows: Rows, plan: Plan, source_names: list[str]) -> None:
-    """Everything in the run's index; with several splits also one a split, with what was packed there."""
-    with IndexWriter(run.index) as writer:
+def index_files(run: RunDir, splits: list[str]) -> list[Path]:
+    """The run's index; with several splits also one a split."""
+    return [run.index, *(split_dir(run, splits, name).index for name in splits if len(splits) > 1)]
+
+
+def write_indices(run: RunDir, rows: Rows, plan: Plan, source_names: list[str], process: str = "") -> None:
+    """Everything in the run's index; with several splits also one a split, with what was packed there.
+
+    `process` tells processes apart that may write the same files.
+    """
+    with IndexWriter(run.index, process) as writer:
         for table in _tables(rows, plan, source_names):
             writer.write(table)
     if len(plan.splits) == 1:
         return
     for name in plan.splits:
-        with IndexWriter(split_dir(run, plan.splits, name).index) as writer:
+        with IndexWriter(split_dir(run, plan.splits, name).index, process) as writer:
             for table in _tables(rows, plan, source_names):
                 packed = pc.and_(pc.equal(table["split"], name), pc.is_valid(table["shard"]))
                 writer.write(table.filter(packed))

@@ -57,12 +57,12 @@ class Plan:
     renamed: dict[int, str] = field(default_factory=dict)
     """Keys of rows whose names differ only in what a key cannot hold."""
 
-    def save(self, folder: Path, identity: str) -> None:
-        """Publish what the writers need."""
+    def save(self, folder: Path, writer: str = "") -> None:
+        """Publish what the writers need; `writer` as in `atomic_file`."""
         for index, order in enumerate(self.orders):
-            write_npy(folder / f"order-{index}.npy", order)
+            write_npy(folder / f"order-{index}.npy", order, writer)
         tree = {"classes": self.classes, "splits": self.splits, "failed": self.failed, "renamed": self.renamed}
-        write_json(folder / "plan.json", {"identity": identity, **tree})
+        write_json(folder / "plan.json", tree, writer)
 
 
 def make_plan(rows: Rows, readers: Sequence[Reader], config: ShardConfig) -> Plan:

@@ -4,7 +4,7 @@ After it every sample is a range of bytes: of the source's own file where its by
 *spool* beside the part, where the survey left what it had to encode. So a broken image never leaves a gap in a shard,
 a data set that is refused leaves nothing behind, and the writers need to know nothing of layouts.
 
-Units are shared out over the processes. A unit's part is kept by a run that goes on if its input is still the same.
+Every unit is surveyed by whoever claims it. A unit's part is kept by a run that goes on if its input is still the same.
 """
 
 import hashlib
@@ -59,6 +59,8 @@ class Surveyor:
     """Compute perceptual hashes too."""
     work: Path
     pool: ThreadPoolExecutor
+    writer: str = ""
+    """As in `atomic_file`."""
 
     def part(self, number: int, reader: Reader, unit: Unit) -> Path:
         """Where the unit's part belongs. The name holds what it depends on, the state of its input included."""
@@ -69,7 +71,8 @@ class Surveyor:
     def survey(self, path: Path, source: int, reader: Reader, unit: Unit, tick: Callable[[], None]) -> None:
         """Judge every input of a unit and publish its part, and before it the spool."""
         with ExitStack() as stack:
-            write_part(path, self._rows(path.with_suffix(".spool"), stack, source, reader, unit, tick))
+            rows = self._rows(path.with_suffix(".spool"), stack, source, reader, unit, tick)
+            write_part(path, rows, self.writer)
 
     def _rows(
         self, spool: Path, stack: ExitStack, source: int, reader: Reader, unit: Unit, tick: Callable[[], None]
@@ -79,7 +82,7 @@ class Surveyor:
         for item, verdict in ahead(self.pool, self._judge, reader.read(unit)):
             row = _row(item, verdict, source, reader.source.name)
             if verdict.encoded is not None:
-                stream = stream or stack.enter_context(atomic_file(spool))
+                stream = stream or stack.enter_context(atomic_file(spool, self.writer))
                 stream.write(verdict.encoded)
                 row |= {
                     "file": os.fsencode(spool.name),
@@ -170,10 +173,10 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[
             future.cancel()
 
 
-def list_units(readers: Sequence[Reader], path: Path) -> None:
-    """Publish the units of all sources: `[source, path, start, stop, count]`."""
+def list_units(readers: Sequence[Reader], path: Path, writer: str = "") -> None:
+    """Publish the units of all sources: `[source, path, start, stop, count]`; `writer` as in `atomic_file`."""
     units = [[i, *asdict(unit).values()] for i, reader in enumerate(readers) for unit in reader.units()]
-    write_bytes(path, json.dumps(units, separators=(",", ":")).encode())
+    write_bytes(path, json.dumps(units, separators=(",", ":")).encode(), writer)
 
 
 def read_units(path: Path) -> list[tuple[int, Unit]]:

@@ -53,22 +53,22 @@ STORED = ("key", "source", "label", "slide", "patient", "x", "y", "mpp", "ext", 
 """The columns that decide what a shard holds."""
 
 
-def write_part(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Publish one unit's rows, which are taken one by one."""
+def write_part(path: Path, rows: Iterable[dict[str, Any]], writer: str = "") -> None:
+    """Publish one unit's rows, which are taken one by one; `writer` as in `atomic_file`."""
     remaining = iter(rows)
-    with atomic_file(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
+    with atomic_file(path, writer) as stream, pa.ipc.new_file(stream, SCHEMA) as table:
         while batch := list(islice(remaining, _BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
+            table.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
 
 
-def merge_parts(parts: Iterable[Path], path: Path) -> None:
+def merge_parts(parts: Iterable[Path], path: Path, writer: str = "") -> None:
     """Publish all parts, in order, as one file; one part is in memory at a time."""
-    with atomic_file(path) as stream, pa.ipc.new_file(stream, SCHEMA) as writer:
+    with atomic_file(path, writer) as stream, pa.ipc.new_file(stream, SCHEMA) as table:
         for part in parts:
             with pa.memory_map(str(part)) as source:
                 reader = pa.ipc.open_file(source)
                 for index in range(reader.num_record_batches):
-                    writer.write_batch(reader.get_batch(index))
+                    table.write_batch(reader.get_batch(index))
 
 
 class Rows:

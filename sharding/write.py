@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from hdtrain.config.shards import ShardConfig
 from hdtrain.errors import DataError
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.shards import ShardWriter, is_complete
+from hdtrain.formats.shards import ShardWriter
 from sharding.images import UnusableError
 from sharding.inputs import ByteRange
 from sharding.survey import ahead, content_digest
@@ -32,6 +33,7 @@ class ShardJob:
     split: int
     number: int
     path: Path
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -43,48 +45,63 @@ class Writer:
     source_names: list[str]
     run: RunDir
     pool: ThreadPoolExecutor
+    process: str = ""
+    """Tells processes apart that may write the same shard."""
 
-    @property
+    @cached_property
     def jobs(self) -> list[ShardJob]:
         """Every shard of every split."""
-        plan = json.loads((self.run.work / "plan.json").read_bytes())
-        return [
-            ShardJob(split, number, split_dir(self.run, plan["splits"], name).shards / f"shard-{number:06d}.tar")
-            for split, name in enumerate(plan["splits"])
-            for number in range(-(-len(self._order(split)) // self.config.samples_per_shard))
-        ]
+        size, splits = self.config.samples_per_shard, self._plan["splits"]
+        jobs = []
+        for split, name in enumerate(splits):
+            count, folder = len(self._order(split)), split_dir(self.run, splits, name).shards
+            for number, first in enumerate(range(0, count, size)):
+                jobs.append(ShardJob(split, number, folder / f"shard-{number:06d}.tar", min(size, count - first)))
+        return jobs
+
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = json.loads((self.run.work / "plan.json").read_bytes())
+        return plan
+
+    @cached_property
+    def _label_of(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self._plan["classes"] or [])}
 
     def _order(self, split: int) -> Any:
         return np.load(self.run.work / f"order-{split}.npy", mmap_mode="r")
 
-    def write(self, jobs: list[ShardJob], tick: Callable[[], None]) -> None:
-        """Write those that are not complete."""
-        plan = json.loads((self.run.work / "plan.json").read_bytes())
-        renamed: dict[str, str] = plan["renamed"]
-        label_of = {name: index for index, name in enumerate(plan["classes"] or [])}
-        todo = [job for job in jobs if not is_complete(job.path)]
-        stream = ahead(self.pool, self._load, self._samples(todo))
-        for job in todo:
-            count = len(self.rows_of(job))
-            with ShardWriter(job.path) as writer:
-                writer.sidecar.failed = plan["failed"][job.split].get(str(job.number), {})
-                for _ in range(count):
-                    number, row, payload = next(stream)
-                    row["key"] = renamed.get(str(number), row["key"])
-                    label = label_of.get(row["label"])
-                    meta = sample_meta(row, label, plan["splits"][job.split], self.source_names, self.config.resize_px)
-                    writer.add(row["key"], row["ext"], payload, meta, label)
-                    tick()
+    def write(self, job: ShardJob, tick: Callable[[], None], is_planned: Callable[[], bool]) -> None:
+        """Write a shard.
 
-    def rows_of(self, job: ShardJob) -> Any:
-        """The row numbers of its samples, in order."""
-        size = self.config.samples_per_shard
-        return self._order(job.split)[job.number * size : (job.number + 1) * size]
+        Args:
+            job: which.
+            tick: called once a sample.
+            is_planned: whether the plan still holds, asked before the shard is published.
 
-    def _samples(self, jobs: list[ShardJob]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for job in jobs:
-            numbers = np.asarray(self.rows_of(job))
-            yield from zip(numbers.tolist(), self.rows.take(numbers, _COLUMNS), strict=True)
+        Raises:
+            DataError: a file that changed since the survey.
+        """
+        plan = self._plan
+        split = plan["splits"][job.split]
+        with ShardWriter(job.path, self.process) as writer:
+            writer.sidecar.failed = plan["failed"][job.split].get(str(job.number), {})
+            for number, row, payload in ahead(self.pool, self._load, self._samples(job)):
+                row["key"] = plan["renamed"].get(str(number), row["key"])
+                label = self._label_of.get(row["label"])
+                meta = sample_meta(row, label, split, self.source_names, self.config.resize_px)
+                writer.add(row["key"], row["ext"], payload, meta, label)
+                tick()
+            if not is_planned():
+                raise DataError(
+                    "the input changed since the survey, and another process has planned anew; run the stage again "
+                    "when the input is at rest"
+                )
+
+    def _samples(self, job: ShardJob) -> Iterator[tuple[int, dict[str, Any]]]:
+        first = job.number * self.config.samples_per_shard
+        numbers = np.asarray(self._order(job.split)[first : first + job.samples])
+        yield from zip(numbers.tolist(), self.rows.take(numbers, _COLUMNS), strict=True)
 
     def _load(self, sample: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], bytes]:
         """The bytes to store: they must be those that the survey saw."""

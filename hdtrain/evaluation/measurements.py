@@ -1,6 +1,6 @@
 """What is known of every image before it is scored: features, the judge's opinion, looks, nearest training images.
 
-Every rank makes its share of the parts, one a shard; what a part holds depends on its shard and the training images
+Parts are made by whoever claims them, one a shard; what a part holds depends on its shard and the training images
 alone. Resident are one shard of queries with one of training images, the training images' small pixels, and of every
 image of every set its key and some dozens of numbers. Features stay on disk.
 """

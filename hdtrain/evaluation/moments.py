@@ -1,8 +1,8 @@
 """Mean and covariance of features from Σx and Σxxᵀ in fp64, merged in a fixed order.
 
-The sums over a whole set are made in fixed groups of shards and kept, a file a group beside the features: ranks share
-the groups, the merge is in their order, so any number of ranks gets the same bits; and shards that come later cost the
-groups that they stand in and no other.
+The sums over a whole set are made in fixed groups of shards and kept, a file a group beside the features: a
+group is one process's work, the merge is in their order, so any number of processes gets the same bits; and shards that
+come later cost the groups that they stand in and no other.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
 
-from hdtrain.distributed.collectives import barrier, device
+from hdtrain.distributed.collectives import device
+from hdtrain.distributed.shared_work import SharedUnit
 from hdtrain.features.store import FeatureSet, FeatureStore
 from hdtrain.formats.atomic import canonical_json, sha256_bytes
 
@@ -80,6 +81,20 @@ class _Group:
         rows = self.features.shard(number)
         return rows if self.wanted is None else rows[self.wanted[number]]
 
+    @property
+    def num_images(self) -> int:
+        """Of its shards."""
+        return sum(self.features.samples[number] for number in self.shards)
+
+    def is_whole(self) -> bool:
+        """Whether the file is there with all its rows."""
+        try:
+            mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return False
+        dim = self.features.dim
+        return isinstance(mapped, np.ndarray) and (mapped.shape, mapped.dtype) == ((dim + 2, dim), np.float64)
+
     def read(self) -> Moments | None:
         """The sums, or None where the file is missing, cut off or something else."""
         dim = self.features.dim
@@ -93,23 +108,25 @@ class _Group:
 
 
 def moments_of(features: FeatureSet, store: FeatureStore, label: int | None = None) -> Moments:
-    """Sums over a set, or over the images of one class; every rank computes its share, and all get the same bits.
+    """Sums over a set, or over the images of one class: the same bits in every process, whoever made them.
 
     Reads the features once, a shard at a time; what was summed before, by this run or another, is not summed again.
     """
     groups = _groups(features, store, label)
-    for group in store.world.share(groups):
-        if group.read() is None:
-            sums = group.compute()
-            head = np.zeros((1, features.dim))
-            head[0, 0] = sums.n
-            store.write(group.path, np.concatenate([head, sums.total[None], sums.outer]))
-    barrier()
+
+    def make(number: int, _: None) -> None:
+        sums = groups[number].compute()
+        head = np.zeros((1, features.dim))
+        head[0, 0] = sums.n
+        store.write(groups[number].path, np.concatenate([head, sums.total[None], sums.outer]))
+
+    units = [SharedUnit(each.path.stem, each.num_images, (each.path,), each.is_whole) for each in groups]
+    store.shared.make_all("sums of features", units, make)
     return merged_moments(features, store, label)
 
 
 def merged_moments(features: FeatureSet, store: FeatureStore, label: int | None = None) -> Moments:
-    """What `moments_of` gave, on any rank alone: it has been called before, by all of them."""
+    """What `moments_of` gave, in any process alone: it has been called before, by all of them."""
     return Moments.merged((group.read() or group.compute() for group in _groups(features, store, label)), features.dim)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from hdtrain.distributed.collectives import barrier
+from hdtrain.distributed.shared_work import SharedUnit
 from hdtrain.evaluation.memorisation import MIN_REFERENCE, QUANTILE, nearest_features, num_neighbours, relative_distance
 from hdtrain.evaluation.statistics import share_metric
 from hdtrain.evaluation.subsets import drawn
@@ -21,7 +21,6 @@ from hdtrain.features.store import FeatureSet, FeatureStore
 from hdtrain.formats.atomic import canonical_json, sha256_bytes
 from hdtrain.formats.comparison import NearCopy
 from hdtrain.formats.results import Metric
-from hdtrain.progress import Progress
 
 VERSION = 1
 QUERY_BLOCK = 1024
@@ -70,7 +69,7 @@ class NearCopies:
 
 
 def find_near_copies(real: FeatureSet, fake: FeatureSet, store: FeatureStore, seed: int) -> NearCopies | None:
-    """Every rank calls it and computes its share; None with fewer than 20 real images.
+    """Every process calls it, and gets what whoever made it found; None with fewer than 20 real images.
 
     Args:
         real: what may have been copied.
@@ -83,13 +82,11 @@ def find_near_copies(real: FeatureSet, fake: FeatureSet, store: FeatureStore, se
     k = num_neighbours(len(real))
     own = drawn(np.arange(len(real)), seed, MAX_OWN)
     units = _units(real, fake, own, k, store.directory)
-    mine = store.world.share(units)
-    with Progress("near-copies", sum(unit.samples for unit in mine), enabled=store.world.is_main) as progress:
-        for unit in mine:
-            if not _is_whole(unit.path, unit.samples):
-                store.write(unit.path, unit.compute())
-            progress.update(unit.samples)
-    barrier()
+    shared = [
+        SharedUnit(unit.path.stem, unit.samples, (unit.path,), partial(_is_whole, unit.path, unit.samples))
+        for unit in units
+    ]
+    store.shared.make_all("near-copies", shared, lambda n, _: store.write(units[n].path, units[n].compute()))
     found, of_fake = [np.load(unit.path, allow_pickle=False) for unit in units], len(fake.paths)
     ours, theirs = (np.concatenate([np.empty((0, 3)), *part]) for part in (found[:of_fake], found[of_fake:]))
     threshold = float(np.quantile(theirs[:, 1], QUANTILE))

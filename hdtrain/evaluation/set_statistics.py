@@ -89,7 +89,7 @@ def enough_for_frechet(dim: int) -> int:
 def measure(
     features: FeatureSet, classes: list[str] | None, store: FeatureStore, kept_features: int, seed: int
 ) -> SetStatistics:
-    """Statistics of a set; every rank calls it, and rank 0 alone gets the kept features.
+    """Statistics of a set; every process calls it, and the main ranks alone get the kept features.
 
     Args:
         features: of all images.
@@ -104,7 +104,7 @@ def measure(
     of_class = {
         name: moments_of(features, store, label) for label, name in enumerate(classes or []) if counts[name] >= enough
     }
-    rows = drawn(np.arange(len(features) if store.world.is_main else 0), seed, kept_features)
+    rows = drawn(np.arange(len(features) if store.shared.world.is_main else 0), seed, kept_features)
     return SetStatistics(moments, features.rows(rows), labels[rows], classes or [], counts, of_class, seed)
 
 

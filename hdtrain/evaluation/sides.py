@@ -47,7 +47,7 @@ class Side:
         return self
 
     def measure(self, config: EvaluateImagesConfig, encoder: Encoder, store: FeatureStore) -> "Side":
-        """With statistics; every rank calls it.
+        """With statistics; every process calls it.
 
         Raises:
             DataError: an image cannot be decoded, or there are fewer than 2.

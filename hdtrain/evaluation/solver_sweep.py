@@ -45,7 +45,7 @@ def measure(
     parts: Parts,
     evaluations: Mapping[str, dict[str, float]],
 ) -> dict[str, Measured]:
-    """Features and pixel differences of every solver's images; every rank computes its share.
+    """Features and pixel differences of every solver's images.
 
     Args:
         config: of the stage.
@@ -67,7 +67,7 @@ def measure(
 
 
 def real_moments(config: SweepSolversConfig, sets: Sequence[Dataset], encoder: Encoder, store: FeatureStore) -> Moments:
-    """Sums over the features of all real images; every rank computes its share, and all get the same bits."""
+    """Sums over the features of all real images; the same bits in every process."""
     pieces = [shard_piece(path, entry) for path, manifest in sets for entry in manifest.shards]
     title = f"{TITLE}: features of real images"
     return moments_of(store.embed(title, pieces, encoder, config.batch_size, config.resolution), store)

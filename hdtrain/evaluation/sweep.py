@@ -70,7 +70,7 @@ def embed_and_judge(
     judge: Classifier,
     parts: Parts,
 ) -> dict[str, Arrays]:
-    """`features`, `labels` and the judge's `predicted` class, by set; every rank computes its share of the shards."""
+    """`features`, `labels` and the judge's `predicted` class, by set; the same in every process."""
     embed = partial(embed_shard, encoder=encoder, batch_size=config.batch_size, resolution=config.resolution)
     classify = partial(classify_shard, classifiers=[judge.to(device())], batch_size=config.batch_size)
     tables = {}

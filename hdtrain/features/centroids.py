@@ -61,7 +61,7 @@ def sums_of_shard(features: FeatureSet, number: int, num_classes: int) -> Arrays
 
 
 def make_centroids(name: str, real: Sequence[FeatureSet], num_classes: int, parts: Parts) -> Centroids:
-    """Centroids over one or several sets; ranks sum their share of the shards, and all merge in the shards' order."""
+    """Centroids over one or several sets; the sums of each shard are a part, and all merge in the shards' order."""
     units = [
         Unit(f"{name}-{i}-{number:06d}", samples, partial(sums_of_shard, features, number, num_classes))
         for i, features in enumerate(real)

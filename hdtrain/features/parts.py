@@ -1,7 +1,7 @@
-"""Exactly-once work on shards: one part file a shard, written by whichever rank the shard falls to, skipped when there.
+"""Exactly-once work on shards: one part file a shard, made by whoever claims it, skipped when there.
 
-No collective runs in the loop. Whoever merges reads the parts in the order of the units, so the result does not
-depend on how many ranks made them.
+No collective: the processes may be of several jobs (`hdtrain.distributed.shared_work`). Whoever merges reads the parts
+in the order of the units, so the result does not depend on how many made them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 
 from hdtrain.data.exactly_once import iterate_shard
-from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
+from hdtrain.distributed.collectives import use_reproducible_kernels
+from hdtrain.distributed.shared_work import SharedRun, SharedUnit
 from hdtrain.distributed.transfer import to_device
-from hdtrain.distributed.world import World
 from hdtrain.features.encoders import Encoder
 from hdtrain.formats.atomic import atomic_file
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.read_files import PATIENCE_SEC
 from hdtrain.formats.shards import ShardReader
 from hdtrain.models.classifier import Classifier
-from hdtrain.progress import Progress
 
 Arrays = dict[str, np.ndarray]
 """Arrays with one row a sample; `keys` and `labels` (−1: unlabelled) among them."""
@@ -42,13 +41,18 @@ class Parts:
     """Part files below a run directory. The fingerprint in the path keeps parts of another config apart."""
 
     directory: Path
-    world: World
+    shared: SharedRun
 
     @classmethod
-    def open(cls, run: Path, fingerprint: str, world: World) -> "Parts":
+    def open(cls, shared: SharedRun, fingerprint: str) -> "Parts":
         """`RUN/parts/FINGERPRINT/`."""
         use_reproducible_kernels()
-        return cls(run / "parts" / fingerprint[:16], world)
+        return cls(shared.run.path / "parts" / fingerprint[:16], shared)
+
+    @property
+    def folders(self) -> list[Path]:
+        """In which nobody else writes."""
+        return [self.directory]
 
     def path(self, unit: Unit) -> Path:
         """The part's file."""
@@ -65,20 +69,13 @@ class Parts:
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Publish a part."""
-        with atomic_file(self.directory / f"{name}.npz") as stream:
+        with atomic_file(self.directory / f"{name}.npz", self.shared.writer) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
     def compute(self, title: str, units: Sequence[Unit]) -> None:
-        """Make this rank's share of the parts that are not there, then wait for the other ranks."""
-        mine = self.world.share(units)
-        todo = [unit for unit in mine if not self.path(unit).exists()]
-        total = sum(unit.samples for unit in mine)
-        done = total - sum(unit.samples for unit in todo)
-        with Progress(title, total, done=done, enabled=self.world.is_main) as progress:
-            for unit in todo:
-                self.write(unit.name, unit.compute())
-                progress.update(unit.samples)
-        barrier()
+        """Return when all parts are there, whoever made them."""
+        shared = [SharedUnit(unit.name, unit.samples, (self.path(unit),)) for unit in units]
+        self.shared.make_all(title, shared, lambda number, _: self.write(units[number].name, units[number].compute()))
 
     def each(self, units: Sequence[Unit], without: tuple[str, ...] = ()) -> Iterator[Arrays]:
         """The parts of `units` in that order, one in memory at a time, some arrays left out."""

@@ -1,4 +1,4 @@
-"""Features on disk, a file a shard: computed once, by whichever rank the shard falls to, for any run that asks again.
+"""Features on disk, a file a shard: computed once, by whichever process claims it, for any run that asks again.
 
 A file's name is a hash of everything that its content depends on: the shard's sha256, the encoder's name, weights and
 input size, the size that images are brought to first, and the batch size. So a folder of features can serve several
@@ -6,8 +6,6 @@ runs, other ratios or gates cost no embedding, and a data set that grew costs it
 more than one shard's features in memory. Sums over a whole set: `hdtrain.evaluation.moments.moments_of`.
 """
 
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,8 +18,8 @@ from jaxtyping import Float32, Int, Int64, UInt8
 from hdtrain.data.exactly_once import iterate_shard
 from hdtrain.data.images import ImageBatch
 from hdtrain.data.pool import UNLABELLED
-from hdtrain.distributed.collectives import barrier, use_reproducible_kernels
-from hdtrain.distributed.world import World
+from hdtrain.distributed.collectives import use_reproducible_kernels
+from hdtrain.distributed.shared_work import SharedRun, SharedUnit
 from hdtrain.errors import DataError, ShardError
 from hdtrain.features.encoders import Encoder
 from hdtrain.formats.atomic import canonical_json, link_or_copy, sha256_bytes
@@ -29,7 +27,6 @@ from hdtrain.formats.manifest import Manifest, ShardEntry
 from hdtrain.formats.npy import write_npy
 from hdtrain.formats.read_files import PATIENCE_SEC
 from hdtrain.formats.shards import ShardReader
-from hdtrain.progress import Progress
 
 FOLDER = "features"
 VERSION = 1
@@ -52,31 +49,37 @@ class Piece:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of features files, and this process's place among the ranks that fill it."""
+    """A folder of features files, and this process among those that fill it."""
 
     directory: Path
-    world: World
+    shared: SharedRun
     earlier: tuple[Path, ...] = ()
     """Folders of runs that were moved aside: what lies there is linked, not computed."""
 
     @classmethod
-    def open(cls, run: Path, shared: Path | None, world: World) -> "FeatureStore":
+    def open(cls, shared: SharedRun, folder: Path | None = None) -> "FeatureStore":
         """`RUN/features/`, or a folder that several runs share.
 
         Raises:
-            DataError: the shared folder is a file.
+            DataError: the folder is a file.
         """
         use_reproducible_kernels()
-        if shared is not None and shared.exists() and not shared.is_dir():
-            raise DataError(f"features: {shared} is a file; name a folder, one that need not be there yet")
-        if shared is not None:
-            return cls(shared, world)
-        return cls(run / FOLDER, world, tuple(sorted(run.parent.glob(f"{run.name}.previous-*/{FOLDER}"))))
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise DataError(f"features: {folder} is a file; name a folder, one that need not be there yet")
+        if folder is not None:
+            return cls(folder, shared)
+        run = shared.run.path
+        return cls(run / FOLDER, shared, tuple(sorted(run.parent.glob(f"{run.name}.previous-*/{FOLDER}"))))
+
+    @property
+    def folders(self) -> list[Path]:
+        """In which nobody else writes: a folder of several runs is not one."""
+        return [self.directory] if self.directory.parent == self.shared.run.path else []
 
     def embed(
         self, title: str, pieces: Sequence[Piece], encoder: Encoder, batch_size: int, resolution: int
     ) -> "FeatureSet":
-        """Features of all pieces in their order; every rank computes its share of those that are not there, and waits.
+        """Features of all pieces in their order, when all are there, whoever made them.
 
         Raises:
             DataError: an image cannot be decoded, or the encoder gives NaN or infinity.
@@ -84,25 +87,28 @@ class FeatureStore:
         """
         paths = [self.directory / f"{feature_name(piece, encoder, batch_size, resolution)}.npy" for piece in pieces]
         features = FeatureSet(tuple(pieces), tuple(paths), encoder.dim)
-        mine = self.world.share(list(dict(zip(paths, pieces, strict=True)).items()))
-        todo = [(path, piece) for path, piece in mine if not self._there(path, piece.samples, encoder.dim)]
-        total = sum(piece.samples for _, piece in mine)
-        done = total - sum(piece.samples for _, piece in todo)
-        with Progress(title, total, done=done, enabled=self.world.is_main) as progress:
-            for path, piece in todo:
-                rows = _embed(piece, encoder, batch_size, resolution)
-                if not np.isfinite(rows).all():
-                    key = piece.listing()[0][int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
-                    raise DataError(f"encoder {encoder.name} gives NaN or infinity for {key}; check its weights")
-                self.write(path, rows)
-                progress.update(piece.samples)
-        barrier()
+        once = dict(zip(paths, pieces, strict=True))
+        units = [
+            SharedUnit(path.stem, piece.samples, (path,), partial(is_whole, path, piece.samples, encoder.dim))
+            for path, piece in once.items()
+        ]
+        todo = list(once.items())
+
+        def make(number: int, _: None) -> None:
+            path, piece = todo[number]
+            if self._take_over(path, piece.samples, encoder.dim):
+                return
+            rows = _embed(piece, encoder, batch_size, resolution)
+            if not np.isfinite(rows).all():
+                key = piece.listing()[0][int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
+                raise DataError(f"encoder {encoder.name} gives NaN or infinity for {key}; check its weights")
+            self.write(path, rows)
+
+        self.shared.make_all(title, units, make)
         return features
 
-    def _there(self, path: Path, samples: int, dim: int) -> bool:
-        """Whether a features file is there and whole, or was in an earlier run, from where it is taken."""
-        if is_whole(path, samples, dim):
-            return True
+    def _take_over(self, path: Path, samples: int, dim: int) -> bool:
+        """Whether a features file was in an earlier run, from where it is linked."""
         for folder in self.earlier:
             if is_whole(folder / path.name, samples, dim):
                 link_or_copy(folder / path.name, path)
@@ -111,7 +117,7 @@ class FeatureStore:
 
     def write(self, path: Path, array: np.ndarray) -> None:
         """Publish an array by rename, under a temporary name that no other process has: other runs may write too."""
-        write_npy(path, array, f"{socket.gethostname()}-{os.getpid()}")
+        write_npy(path, array, self.shared.writer)
 
 
 @dataclass(frozen=True)

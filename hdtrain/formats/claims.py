@@ -39,6 +39,12 @@ class WorkerState(Config):
     pid: int
     rank: int = 0
     beat: int = 0
+    step: str = ""
+    """What is done at present, as its progress display has it."""
+    step_number: int = 0
+    """Of this worker's steps so far: the further ones count."""
+    makes_shards: bool = False
+    """The units of this step are the run's shards."""
     unit: str = ""
     """What it works on."""
     unit_images: int = 0
@@ -49,7 +55,7 @@ class WorkerState(Config):
     """All that it has done."""
     images_per_sec: float = 0.0
     total_images: int = 0
-    """Of the whole run, whoever makes them."""
+    """Of the whole step, whoever makes them."""
     started: float = 0.0
     written: float = 0.0
 
@@ -127,8 +133,12 @@ class Claims:
         """Give a unit back, done or not."""
         self._held.discard(name)
         path = self._path(name)
-        if read_bytes(path).decode(errors="replace") == self.token:
+        if self.holds(name):
             path.unlink(missing_ok=True)
+
+    def holds(self, name: str) -> bool:
+        """Whether a unit is still this worker's: it may have been taken for dead."""
+        return read_bytes(self._path(name)).decode(errors="replace") == self.token
 
     def _make(self, path: Path) -> bool:
         try:
@@ -168,7 +178,7 @@ class Claims:
             temporary.replace(path)
 
     def tell(self, **changes: object) -> None:
-        """Change what the next word says: `unit`, `unit_images`, `images`, `images_per_sec`, `total_images`."""
+        """Change what the next word says, by the names of `WorkerState`."""
         with self._saying:
             self.state = self.state.model_copy(update=changes)
 

@@ -35,14 +35,17 @@ tissue). `pixels_id`: digest of the pixels that turned and mirrored copies share
 
 
 class IndexWriter:
-    """Write an index table by table; leaving the `with` block publishes it, an exception leaves nothing behind."""
+    """Write an index table by table; leaving the `with` block publishes it, an exception leaves nothing behind.
 
-    def __init__(self, path: Path):
+    `writer` as in `atomic_file`.
+    """
+
+    def __init__(self, path: Path, writer: str = ""):
         self._stack = contextlib.ExitStack()
-        self._path = path
+        self._path, self._name = path, writer
 
     def __enter__(self) -> "IndexWriter":
-        stream = self._stack.enter_context(atomic_file(self._path))
+        stream = self._stack.enter_context(atomic_file(self._path, self._name))
         self._writer = self._stack.enter_context(pq.ParquetWriter(stream, SCHEMA))
         return self
 

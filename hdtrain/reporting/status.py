@@ -113,7 +113,7 @@ def _read(run: RunDir, now: float) -> Status:
     if "duration" in config:
         _add_progress(status, run, config, now)
     elif workers := [] if state == "published" else live_workers(run, now):
-        status.state, status.detail, status.ranks = "running", where(workers), None
+        status.state, status.detail, status.ranks = "running", where(workers, status.stage), None
         status.progress = shared_progress(run, config, workers)
         _add_time_left(status)
     if run.shards.is_dir():

@@ -9,13 +9,11 @@ from typing import Any
 from hdtrain.config.base import references
 from hdtrain.config.load import read_yaml, validate
 from hdtrain.config.synthesis import SampleConfig
-from hdtrain.distributed.collectives import barrier
-from hdtrain.distributed.world import World
+from hdtrain.distributed.shared_work import SharedRun, shard_unit
 from hdtrain.errors import HdtrainError, ManifestError
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.shards import is_complete, open_shards
-from hdtrain.progress import Progress
+from hdtrain.formats.shards import open_shards
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.open import open_generator, open_plan
 from hdtrain.sampling.plan import Unit
@@ -68,6 +66,10 @@ class Continuation:
                 f"top_up: what made the images of {directory} is not there: {error}; {advice}"
             ) from None
         config = config.model_copy(update=moved)
+        if config.embeddings is not None:
+            raise ManifestError(
+                f"top_up: {directory} was made from embeddings, of which there are no more of a class; leave top_up out"
+            )
         if config.images is not None:
             raise ManifestError(f"top_up: {directory} holds images {config.images} of its plan alone; {advice}")
         said = (open_plan(config, parents.__getitem__).num_images, config.seed)
@@ -112,29 +114,33 @@ class Continuation:
                 units.append(Unit(number + len(units), indices))
         return units
 
-    def maker(self, shards: Path, world: World) -> Callable[[int, Sequence[int], Sequence[int]], list[Path]]:
-        """What writes the shards of `units` below `shards`, every rank its share; those that are there are kept.
+    def maker(self, shards: Path, shared: SharedRun) -> Callable[[int, Sequence[int], Sequence[int]], list[Path]]:
+        """What writes the shards of `units` below `shards`; those that are there are kept.
 
-        It says what it makes, and returns on every rank when all of it is there.
+        It says what it makes, and returns in every process when all of it is there.
         """
 
         def make(number: int, made: Sequence[int], more: Sequence[int]) -> list[Path]:
             units, classes = self.units(number, made, more), self.manifest.classes or []
-            if world.is_main:
+            if shared.world.is_main:
                 wanted = [f"{count} of {name}" for name, count in zip(classes, more, strict=True) if count]
                 print(f"too few pass the gates: sampling {', '.join(wanted)} besides")
-            todo = [unit for unit in world.share(units) if not is_complete(shards / unit.name)]
-            with Progress("select: topping up", sum(len(u.indices) for u in todo), enabled=world.is_main) as progress:
-                for unit in todo:
-                    write_unit(
-                        self.source,
-                        unit,
-                        shards / unit.name,
-                        classes,
-                        self._common,
-                        lambda made, _: progress.update(len(made)),
-                    )
-            barrier()
+
+            def write(number: int, _: None) -> None:
+                unit = units[number]
+                path = shards / unit.name
+                write_unit(
+                    self.source,
+                    unit,
+                    path,
+                    classes,
+                    self._common,
+                    lambda made, _: shared.saw(len(made)),
+                    shared.writer,
+                )
+
+            every = [shard_unit(shards / unit.name, len(unit.indices)) for unit in units]
+            shared.make_all("select: topping up", every, write)
             return [shards / unit.name for unit in units]
 
         return make

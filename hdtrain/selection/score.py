@@ -126,7 +126,7 @@ def _told_counts(sets: Sequence[Dataset], classes: Sequence[str]) -> list[int] |
 
 @dataclass
 class Scorer:
-    """What candidates are scored by, and every table so far; the same on every rank."""
+    """What candidates are scored by, and every table so far; the same in every process."""
 
     config: SelectConfig
     classes: list[str]
@@ -149,7 +149,7 @@ class Scorer:
         parts: Parts,
         store: FeatureStore,
     ) -> "Scorer":
-        """Check the sets and φ, then the first pass: centroids of the real images, split over the ranks by shard.
+        """Check the sets and φ, then the first pass: centroids of the real images, shard by shard.
 
         Raises:
             ManifestError: sets or classifier do not fit each other.
@@ -164,7 +164,7 @@ class Scorer:
         return cls(config, classes, encoder, classifier, parts, store, centroids, features)
 
     def add(self, candidates: Sequence[Dataset]) -> Scores:
-        """The second pass over published candidates, split over the ranks by shard; then all scores so far.
+        """The second pass over published candidates, shard by shard; then all scores so far.
 
         Raises:
             DataError: no image, one without a label, or two of one key.

@@ -12,6 +12,7 @@ from hdtrain.formats.atomic import atomic_file
 from hdtrain.selection.choose import Choice
 from hdtrain.selection.gates import GATES, PASSES
 from hdtrain.selection.score import Scores
+from hdtrain.text import counted
 
 SCHEMA = pa.schema(
     [
@@ -87,7 +88,8 @@ def said_of(name: str, counts: Mapping[str, Any]) -> str:
     more = f" ({counts['topped_up']} of them topped up)" if counts["topped_up"] else ""
     fell = ", ".join(f"{count} at {gate}" for gate, count in counts["fell"].items() if count)
     short = ", ".join(f"{count} at ratio {ratio}" for ratio, count in counts["shortfall"].items() if count)
+    passed = f"{counts['passed']} of {counted(counts['candidates'], 'candidate')} pass{more}"
     return (
-        f"{name}: {counts['passed']} of {counts['candidates']} candidates pass{more}, {counts['real']} real images"
+        f"{name}: {passed}, {counted(counts['real'], 'real image')}"
         f"{'; fell: ' if fell else ''}{fell}{f'; filled with the nearest that fail: {short}' if short else ''}"
     )

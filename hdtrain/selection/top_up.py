@@ -1,4 +1,4 @@
-"""More candidates of the classes of which too few pass the gates, by a rule of counts alone: the same on every rank."""
+"""More candidates of the classes of which too few pass the gates, by a rule of counts: every process has the same."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -39,9 +39,9 @@ def plan_shards(directory: Path, places: Sequence[Place], keys: Sequence[str], s
     ]
 
 
-def write_shard(shard: OutputShard) -> None:
-    """Copy the samples; shard and sidecar appear when they are whole."""
-    with ShardWriter(shard.path) as writer:
+def write_shard(shard: OutputShard, process: str = "") -> None:
+    """Copy the samples; shard and sidecar appear when they are whole. `process` as `writer` of `ShardWriter`."""
+    with ShardWriter(shard.path, process) as writer:
         for place in shard.places:
             sidecar, i = place.reader.sidecar, place.sample
             image = bytes(place.reader.image(i))

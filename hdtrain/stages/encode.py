@@ -1,9 +1,8 @@
 """`hdtrain encode CONFIG --out RUN`: the posterior's mean and std of every image, exactly once, one part a shard.
 
-The parts are made by ranks of any number of jobs (`hdtrain.distributed.shared_work`).
+The parts are made by processes of any number of jobs (`hdtrain.distributed.shared_work`).
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +14,21 @@ from hdtrain.config.training import EncodeConfig
 from hdtrain.data.broken import BrokenSamples
 from hdtrain.data.exactly_once import ShardByShard, iterate_shard
 from hdtrain.data.images import labelled_classes
+from hdtrain.data.pool import OpenShard
 from hdtrain.distributed.collectives import device, use_reproducible_kernels
-from hdtrain.distributed.shared_work import SharedUnit, SharedWork
-from hdtrain.distributed.stop import STOP
+from hdtrain.distributed.shared_work import SharedRun, shard_unit
 from hdtrain.distributed.transfer import to_device
-from hdtrain.formats.claims import Claims
 from hdtrain.formats.manifest import FieldSpec, Manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardReader, Sidecar, shard_entry, sidecar_path
 from hdtrain.models.autoencoder import PublishedAutoencoder, load_autoencoder, to_unit_range
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import datasets_of
+from hdtrain.text import counted
 
 
 def run(config: EncodeConfig, context: StageContext) -> None:
     """Run the stage."""
-    STOP.install()
     use_reproducible_kernels()
     published = load_autoencoder(config.vae, device())
     datasets = datasets_of(context, config.images)
@@ -38,16 +36,15 @@ def run(config: EncodeConfig, context: StageContext) -> None:
     parts = [context.run.shards / f"latents-{number:06d}.tar" for number in range(len(shards))]
     broken = BrokenSamples(sum(shards.samples), config.max_failed_share)
     views = 2 if config.flips else 1
-    units = [SharedUnit(part.name, views * count) for part, count in zip(parts, shards.samples, strict=True)]
-    with Claims(context.run.claims, context.world.rank) as claims:
-        work = SharedWork("encode", units, context.run, context.world, claims)
-        work.make_all(
-            lambda n, shard: _encode_shard(shard.reader, parts[n], published, config, broken, work), shards.each
-        )
-        if context.world.is_main and work.publishes():
+    units = [shard_unit(part, views * count) for part, count in zip(parts, shards.samples, strict=True)]
+    with SharedRun.open(context.run, context.world, context.fingerprint, at_once=False) as shared:
+
+        def make(number: int, shard: OpenShard[ShardReader]) -> None:
+            _encode_shard(shard.reader, parts[number], published, config, broken, shared)
+
+        shared.make_all("encode", units, make, shards.each)
+        if shared.publishes(context.run.shards):
             _publish(config, context, published, datasets, parts, broken)
-    if context.run.manifest.exists():
-        shutil.rmtree(context.run.claims, ignore_errors=True)
 
 
 def _publish(
@@ -74,8 +71,9 @@ def _publish(
             "failed": failed,
         },
     )
-    skipped = "".join(f"; skipped {count:,} images: {reason}" for reason, count in failed.items())
-    print(f"encoded {sum(entry.samples for entry in entries):,} latents in {len(entries)} shards{skipped}")
+    latents = sum(entry.samples for entry in entries)
+    skipped = "".join(f"; skipped {counted(number, 'image')}: {reason}" for reason, number in failed.items())
+    print(f"encoded {counted(latents, 'latent')} in {counted(len(entries), 'shard')}{skipped}")
 
 
 def _encode_shard(
@@ -84,7 +82,7 @@ def _encode_shard(
     published: PublishedAutoencoder,
     config: EncodeConfig,
     broken: BrokenSamples,
-    work: SharedWork,
+    shared: SharedRun,
 ) -> None:
     """One part: the latents of the images that can be decoded, and how many cannot."""
     records = [np.empty((0, 2, *published.codec.latent_shape), np.float16)]
@@ -94,9 +92,9 @@ def _encode_shard(
         records.append(moments)
         keys += batch_keys
         labels += batch_labels
-        work.saw(len(batch_keys))
+        shared.saw(len(batch_keys))
     failed = broken.by_reason(reader.path)
-    write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed, work.writer)
+    write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed, shared.writer)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import shutil
 from dataclasses import replace
 
 from hdtrain.config.evaluation import SIDES, STATISTICS, EvaluateImagesConfig
-from hdtrain.distributed.collectives import barrier, device
+from hdtrain.distributed.collectives import device
+from hdtrain.distributed.shared_work import SharedRun
 from hdtrain.evaluation.compare import Figures
 from hdtrain.evaluation.comparison_table import format_comparison
 from hdtrain.evaluation.memorisation import MIN_REFERENCE
@@ -22,32 +23,33 @@ from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.base import StageContext
 from sharding.compared import kind_of, listed_images, pack_side, shard_config
+from sharding.pack import packed
 
 
 def run(config: EvaluateImagesConfig, context: StageContext) -> None:
     """Pack what is raw, embed, sum, compare, publish."""
-    encoder = build_encoder(config.encoder).to(device())
-    made = made_with(encoder, config.resolution)
-    store = FeatureStore.open(context.run.path, config.features, context.world)
-    real, fake = (open_side(name, config, context).read(encoder, made) for name in SIDES)
-    check_sides(config, real, fake)  # before anything is packed
-    real, fake = (_packed(side, config, context) for side in (real, fake))
-    warnings = check_sides(config, real, fake)
-    real, fake = (side.measure(config, encoder, store) for side in (real, fake))
-    copies = None
-    if config.memorisation and real.features is not None and fake.features is not None:
-        copies = find_near_copies(real.features, fake.features, store, config.seed)
-    if not context.world.is_main:
-        return
-
-    for side in (real, fake):
-        _publish_statistics(side, context, made)
-    comparison = _compare(config, encoder, real, fake, copies, warnings)
-    write_comparison(context.run.results, comparison)
-    context.publish(files=[context.run.results], classes=list(comparison.per_class) or None)
-    for warning in comparison.warnings:
-        print(f"warning: {warning}")
-    print(format_comparison(comparison))
+    with SharedRun.open(context.run, context.world, context.fingerprint) as shared:
+        encoder = build_encoder(config.encoder).to(device())
+        made = made_with(encoder, config.resolution)
+        store = FeatureStore.open(shared, config.features)
+        real, fake = (open_side(name, config, context).read(encoder, made) for name in SIDES)
+        check_sides(config, real, fake)  # before anything is packed
+        real, fake = (_packed(side, config, context, shared) for side in (real, fake))
+        warnings = check_sides(config, real, fake)
+        real, fake = (side.measure(config, encoder, store) for side in (real, fake))
+        copies = None
+        if config.memorisation and real.features is not None and fake.features is not None:
+            copies = find_near_copies(real.features, fake.features, store, config.seed)
+        if not shared.publishes(*store.folders):
+            return
+        for side in (real, fake):
+            _publish_statistics(side, context, made)
+        comparison = _compare(config, encoder, real, fake, copies, warnings)
+        write_comparison(context.run.results, comparison)
+        context.publish(files=[context.run.results], classes=list(comparison.per_class) or None)
+        for warning in comparison.warnings:
+            print(f"warning: {warning}")
+        print(format_comparison(comparison))
 
 
 def open_side(name: str, config: EvaluateImagesConfig, context: StageContext) -> Side:
@@ -67,30 +69,36 @@ def open_side(name: str, config: EvaluateImagesConfig, context: StageContext) ->
     return Side(name, path, "raw", classes=listed_images(name, shards)[1])
 
 
-def _packed(side: Side, config: EvaluateImagesConfig, context: StageContext) -> Side:
+def _packed(side: Side, config: EvaluateImagesConfig, context: StageContext, shared: SharedRun) -> Side:
     """Raw images as a published data set below the run directory; what an earlier attempt packed is taken."""
     if side.kind != "raw":
         return side
     run = RunDir(context.run.path / "packed" / side.name)
-    barrier()  # so that all ranks find the same
-    if not (run.manifest.exists() and read_manifest(run.path).fingerprint == context.fingerprint):
+    below = shared.below(run, f"packed-{side.name}")
+    if not below.published:
         shards = shard_config(side.name, side.path, getattr(config, f"{side.name}_layout"), config.max_failed_share)
-        packed = pack_side(side.name, shards, run, context.world)
-        if packed:
-            context.publish(
-                directory=run.path,
-                kind="images",
-                fields={"image": packed.image},
-                shards=packed.shards,
-                files=[run.index],
-                split=packed.name,
-                classes=packed.classes,
-                info=packed.info,
-            )
-            shutil.rmtree(run.work)
-        barrier()
+        with below.until_published():
+            pack_side(side.name, shards, run, below)
+            if below.publishes(run.shards):
+                _publish_packed(run, context)
+        below.await_published()
     manifest = read_manifest(run.path, ("images",))
     return replace(side, dataset=(run.path, manifest), classes=manifest.classes)
+
+
+def _publish_packed(run: RunDir, context: StageContext) -> None:
+    (data,) = packed(run)
+    context.publish(
+        directory=run.path,
+        kind="images",
+        fields={"image": data.image},
+        shards=data.shards,
+        files=[run.index],
+        split=data.name,
+        classes=data.classes,
+        info=data.info,
+    )
+    shutil.rmtree(run.work, ignore_errors=True)
 
 
 def _publish_statistics(side: Side, context: StageContext, made: dict[str, object]) -> None:

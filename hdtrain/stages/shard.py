@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator
 
 from hdtrain.config.shards import ShardConfig
+from hdtrain.distributed.shared_work import SharedRun
+from hdtrain.formats.atomic import remove_temporaries
 from hdtrain.stages.base import StageContext
-from sharding.pack import Packed, pack
+from hdtrain.text import counted
+from sharding.pack import Packed, pack, packed
 
 _SHOWN_CLASSES = 20
 
@@ -17,10 +20,15 @@ _SHOWN_CLASSES = 20
 def run(config: ShardConfig, context: StageContext) -> None:
     """Pack the sources and publish kind `images`."""
     start = time.monotonic()
-    packed = pack(config, context.run, context.world)
-    if not context.world.is_main:
-        return
-    for data in packed:
+    with SharedRun.open(context.run, context.world, context.fingerprint) as shared:
+        pack(config, context.run, shared)
+        if shared.publishes():
+            _publish(packed(context.run), context, start)
+
+
+def _publish(data_sets: list[Packed], context: StageContext, start: float) -> None:
+    for data in data_sets:
+        remove_temporaries(data.run.shards)
         context.publish(
             directory=data.run.path,
             kind="images",
@@ -31,14 +39,15 @@ def run(config: ShardConfig, context: StageContext) -> None:
             classes=data.classes,
             info=data.info,
         )
-    if len(packed) > 1:
-        samples = {data.name: sum(shard.samples for shard in data.shards) for data in packed}
-        context.publish(kind="splits", files=[context.run.index], classes=packed[0].classes, info={"samples": samples})
-    shutil.rmtree(context.run.work)
-    for data in packed:
+    if len(data_sets) > 1:
+        samples = {data.name: sum(shard.samples for shard in data.shards) for data in data_sets}
+        classes = data_sets[0].classes
+        context.publish(kind="splits", files=[context.run.index], classes=classes, info={"samples": samples})
+    shutil.rmtree(context.run.work, ignore_errors=True)  # one that was taken for dead may still write there
+    for data in data_sets:
         for line in class_lines(data):
             print(line)
-    print(summary(packed, time.monotonic() - start))
+    print(summary(data_sets, time.monotonic() - start))
 
 
 def class_lines(data: Packed) -> Iterator[str]:
@@ -64,9 +73,9 @@ def summary(packed: list[Packed], seconds: float) -> str:
     parts = [
         *samples,
         f"{info['num_rejected']:,} rejected" + (f" ({reasons})" if reasons else ""),
-        *([f"{kept:,} duplicates kept"] if kept else []),
+        *([f"{counted(kept, 'duplicate')} kept"] if kept else []),
         *(f"{count:,} {what}" for what in ("background", "unused") if (count := info[f"num_{what}"])),
-        f"{num_shards:,} shards",
+        counted(num_shards, "shard"),
         f"{megabytes:,.1f} MB",
         f"{seconds:.1f} s",
     ]

@@ -6,6 +6,7 @@ the sweep's own manifest, whose choice `hdtrain sample … guidance_from=RUN` ta
 
 from hdtrain.config.synthesis import SweepGuidanceConfig
 from hdtrain.distributed.collectives import barrier, device
+from hdtrain.distributed.shared_work import SharedRun
 from hdtrain.evaluation.sweep import REAL, check_judge, embed_and_judge, format_table, score_sweep
 from hdtrain.features.encoders import build_encoder
 from hdtrain.features.parts import Parts
@@ -23,11 +24,15 @@ from hdtrain.stages.base import StageContext
 
 def run(config: SweepGuidanceConfig, context: StageContext) -> None:
     """Sample, score, choose, publish."""
-    manifests, directory = dict(context.parents.values()), context.run.path
-    classes = check_judge(config, manifests)
+    classes = check_judge(config, dict(context.parents.values()))
     # Another choice is another run, but no other images and figures.
     work = fingerprint("sweep-guidance", config.model_copy(update={"choice": None, "tolerance": 0.0}), context.parents)
-    parts = Parts.open(directory, work, context.world)
+    with SharedRun.open(context.run, context.world, context.fingerprint) as shared:
+        _run(config, context, Parts.open(shared, work), classes)
+
+
+def _run(config: SweepGuidanceConfig, context: StageContext, parts: Parts, classes: list[str]) -> None:
+    manifests, directory = dict(context.parents.values()), context.run.path
     if context.world.is_main and (earlier := take_over(directory, parts.directory, config.data_sets)):
         print(f"images and scores are those of {', '.join(path.name for path in earlier)}")
     barrier()
@@ -54,7 +59,7 @@ def run(config: SweepGuidanceConfig, context: StageContext) -> None:
     sets = {name: [(directory / name, read_manifest(directory / name))] for name in configs}
     sets[REAL] = [(path, manifests[path]) for path in config.real]
     tables = embed_and_judge(config, sets, encoder, load_classifier(config.judge), parts)
-    if not context.world.is_main:
+    if not parts.shared.publishes(*parts.folders):
         return
     sweep = score_sweep(config, manifests, classes, encoder, tables)
     write_sweep(context.run.sweep, sweep)

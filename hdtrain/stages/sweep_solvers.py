@@ -12,6 +12,7 @@ import torch
 from hdtrain.config.solver_sweep import SweepSolversConfig
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.distributed.collectives import barrier, device
+from hdtrain.distributed.shared_work import SharedRun
 from hdtrain.evaluation.solver_sweep import TITLE, measure, real_moments, score_solvers, sweep_results
 from hdtrain.features.encoders import build_encoder
 from hdtrain.features.parts import Parts
@@ -37,8 +38,12 @@ MODELS = ("denoiser", "decoder", "classifier", "guidance_from")
 def run(config: SweepSolversConfig, context: StageContext) -> None:
     """Sample, score, choose, publish."""
     check(config, context.manifest_of)
+    with SharedRun.open(context.run, context.world, context.fingerprint) as shared:
+        _run(config, context, Parts.open(shared, _work(config, context)))
+
+
+def _run(config: SweepSolversConfig, context: StageContext, parts: Parts) -> None:
     directory, world = context.run.path, context.world
-    parts = Parts.open(directory, _work(config, context), world)
     if world.is_main and (earlier := take_over(directory, parts.directory, config.data_sets)):
         print(f"images and scores are those of {', '.join(path.name for path in earlier)}, as far as they are there")
     barrier()
@@ -50,13 +55,13 @@ def run(config: SweepSolversConfig, context: StageContext) -> None:
     speeds = _generate(source, configs, parts, classes, context)
 
     encoder = build_encoder(config.encoder).to(device())
-    store = FeatureStore.open(directory, None, world)
+    store = FeatureStore.open(parts.shared)
     sets = {name: (directory / name, read_manifest(directory / name)) for name in configs}
     evaluations = {name: evaluations_an_image(took) for name, took in speeds.items()}
     measured = measure(config, sets, encoder, store, parts, evaluations)
     real = {path: context.manifest_of(path) for path in config.real}
     moments = real_moments(config, list(real.items()), encoder, store)
-    if not world.is_main:
+    if not parts.shared.publishes(*parts.folders, *store.folders):
         return
 
     groups, guidance = num_groups(config), guidance_of(source.config, context.manifest_of)

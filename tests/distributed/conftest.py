@@ -74,14 +74,16 @@ class Ranks:
         signal_when: tuple[signal.Signals, Callable[[], bool]] | None = None,
         to: int | None = None,
         largest_file: int | None = None,
+        apart: bool = False,
     ) -> Path:
         """Run a stage on `ranks` ranks; all that come to an end must leave with `code`, or as they like if it is None.
 
         `signal_when` sends a signal to the rank `to`, or to them all, once its condition is met. Files larger than
-        `largest_file` bytes cannot be written, as on a full disk.
+        `largest_file` bytes cannot be written, as on a full disk. `apart`: each rank is a job of its own.
         """
         prepare(stage, directory, config)
-        pids = self._start({"stage": stage, "run_dir": str(directory), "ranks": ranks, "largest_file": largest_file})
+        request = {"stage": stage, "run_dir": str(directory), "ranks": ranks, "largest_file": largest_file}
+        pids = self._start({**request, "apart": apart})
         if signal_when:
             number, condition = signal_when
             end = time.monotonic() + 60

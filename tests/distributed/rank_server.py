@@ -1,7 +1,8 @@
 """Forks ranks of stages from a process that has imported everything, since importing costs more than these stages.
 
 Reads one JSON request a line from stdin: `{"stage": …, "run_dir": …, "ranks": n, "largest_file": bytes or null}`, or
-`{"call": "module:function", "arguments": […], "ranks": n}`. Answers `{"pids": […]}` and, when all have ended,
+`{"call": "module:function", "arguments": […], "ranks": n}`. With `"apart": true` each is alone in a job of its own, as
+the elements of an array are. Answers `{"pids": […]}` and, when all have ended,
 `{"codes": […]}`. The ranks form a real gloo group, with the environment that torchrun would give them. When one rank
 fails the others are killed.
 """
@@ -25,10 +26,13 @@ from hdtrain.stages.__main__ import run_stage
 MODULES = (
     "train_vae",
     "encode",
+    "evaluate",
+    "evaluate_images",
     "train_ldm",
     "train_classifier",
     "adapt_decoder",
     "sample",
+    "paint",
     "select",
     "sweep_guidance",
     "sweep_solvers",
@@ -47,11 +51,11 @@ def main() -> int:
         for rank in range(request["ranks"]):
             pid = os.fork()
             if pid == 0:
-                _become(rank, request["ranks"], port, request["output"])
+                _become(rank, 1 if request.get("apart") else request["ranks"], port, request["output"])
                 os._exit(_run(request))
             pids.append(pid)
         print(json.dumps({"pids": pids}), flush=True)
-        print(json.dumps({"codes": _wait(pids)}), flush=True)
+        print(json.dumps({"codes": _wait(pids, together=not request.get("apart"))}), flush=True)
     return 0
 
 
@@ -84,12 +88,12 @@ def _run(request: dict[str, Any]) -> int:
     return code
 
 
-def _wait(pids: list[int]) -> list[int]:
+def _wait(pids: list[int], together: bool) -> list[int]:
     codes: dict[int, int] = {}
     while len(codes) < len(pids):
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] not in (0, 3):
+        if together and codes[pid] not in (0, 3):
             for other in set(pids) - set(codes):  # as torchrun does
                 os.kill(other, signal.SIGKILL)
     return [codes[pid] for pid in pids]

@@ -180,7 +180,7 @@ def test_a_choice_for_another_denoiser_or_guidance_is_doubted(chain, by_hand, tm
     words = [f"{key}={config[key]}" for key in ("denoiser", "decoder", "classifier", *changes)]
     assert main(["sample", *words, "--out", str(tmp_path / "other"), "--dry-run"]) == 0
     dry = capfd.readouterr().out
-    assert "images: 2 of 2 classes in 1 shards\nguidance: 2\nsolver: unipc-4, chosen in " in dry
+    assert "images: 2 of 2 classes in 1 shard\nguidance: 2\nsolver: unipc-4, chosen in " in dry
     for said in (run, dry):
         assert (
             f"warning: solver_from: {sweep} was made with another denoiser (better-ldm) and with guidance 1, " in said

@@ -35,7 +35,7 @@ def test_the_three_sources_are_packed_verified_and_inspected(
     done = cli("run", *command(raw, **COUNTS), "--ranks", 2)
     assert "799 ok, 0 rejected" in done.stdout
     assert "duplicates kept" in done.stdout
-    assert "verify: 799 samples in 1 shards are whole" in done.stdout
+    assert "verify: 799 samples in 1 shard are whole" in done.stdout
     run = tmp_path / "runs/corpus/unlabelled"
     manifest = read_manifest(run, ("images",))
     assert manifest.split == "unlabelled"

@@ -311,7 +311,7 @@ def test_the_command_prints_one_summary_line(make_images: MakeImages, tmp_path: 
     directory = prepare(tmp_path / "out", sources=[{"path": str(raw)}], max_failed_share=0.2, max_samples=5)
     command = [sys.executable, "-m", "hdtrain.stages", "shard", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("shard: 5 ok, 1 rejected (1 empty file), 4 unused, 1 shards, 0.0 MB, ")
+    assert done.stdout.startswith("shard: 5 ok, 1 rejected (1 empty file), 4 unused, 1 shard, 0.0 MB, ")
     assert done.stdout.count("\n") == 1
 
 

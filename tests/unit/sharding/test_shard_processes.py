@@ -18,7 +18,9 @@ import yaml
 from PIL import Image
 from sharding_helpers import Run, noise
 
+from hdtrain.formats.claims import read_workers
 from hdtrain.formats.run_dir import RunDir
+from hdtrain.reporting.status import read_status
 
 MakeImages = Callable[..., Path]
 
@@ -188,4 +190,74 @@ def test_more_processes_than_work_are_no_trouble(make_images: MakeImages, tmp_pa
     assert "3 ok" in finish(config, tmp_path / "run", 4)
     verified = [sys.executable, "-m", "hdtrain", "verify", f"images={tmp_path / 'run'}", "--out", tmp_path / "v"]
     done = subprocess.run([*verified, "--ranks", "4"], capture_output=True, text=True, check=True)
-    assert "verify: 3 samples in 1 shards are whole" in done.stdout
+    assert "verify: 3 samples in 1 shard are whole" in done.stdout
+
+
+def await_files(run: Path, pattern: str, count: int, process: "subprocess.Popen[str]") -> None:
+    while len(list(run.glob(pattern))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+def test_three_jobs_that_begin_together_make_what_one_makes(mixed: Path, alone: Run, tmp_path: Path) -> None:
+    """As the elements of an array do: nobody knows how many there are."""
+    jobs, said = [start(mixed, tmp_path / "run", 1) for _ in range(3)], []
+    for job in jobs:
+        said.append(job.communicate(timeout=120)[0])
+        assert job.returncode == 0, said[-1]
+    run = Run(tmp_path / "run")
+    assert run.files == alone.files
+    assert run.manifest.identity == alone.manifest.identity
+    assert sum("1,390 ok" in text for text in said) == 1
+    assert not RunDir(run.path).work.exists()
+    assert not RunDir(run.path).claims.exists()
+    late = start(mixed, run.path, 1)
+    assert "skip, done" in late.communicate(timeout=60)[0]
+    assert late.returncode == 0
+
+
+@pytest.mark.parametrize("moment", ["work/survey-*.arrow", "work/planned.json", "shards/shard-*.json"])
+def test_a_job_that_is_killed_beside_another_costs_nothing(
+    mixed: Path, alone: Run, tmp_path: Path, moment: str
+) -> None:
+    run = tmp_path / "run"
+    first = start(mixed, run, 1)
+    await_files(run, "claims/worker-*.json", 1, first)
+    second = start(mixed, run, 1)
+    await_files(run, moment, 1, first)
+    kill(first)
+    said = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, said
+    assert "1,390 ok" in said
+    assert Run(run).files == alone.files
+    assert not list(run.glob("**/.*.tmp"))
+
+
+def test_status_tells_what_the_workers_are_at_and_how_far(mixed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = start(mixed, run, 1)
+    await_files(run, "shards/shard-*.json", 3, job)
+    (worker,) = read_workers(run / "claims")
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        status = read_status(run)
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    assert (status.state, status.detail) == ("running", f"1 worker: 1 on {os.uname().nodename}; pack")
+    assert status.progress.total_images == 1390
+    assert 3 * 60 <= status.progress.images < 1390
+    job.communicate(timeout=60)
+
+
+def test_a_signal_ends_a_job_at_once_and_the_same_command_goes_on(mixed: Path, alone: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = start(mixed, run, 1)
+    await_files(run, "shards/shard-*.json", 1, job)
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=30)[0]
+    assert job.returncode == 3, said
+    assert "the same command continues" in said
+    assert not list(run.glob("claims/*"))
+    assert not list(run.glob("**/.*.tmp"))
+    finish(mixed, run, 1)
+    assert Run(run).files == alone.files
