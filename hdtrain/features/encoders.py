@@ -2,6 +2,7 @@
 
 import itertools
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from hdtrain.config.training import (
     InceptionEncoder,
     SqueezenetEncoder,
     TimmEncoder,
+    TorchScriptEncoder,
 )
 from hdtrain.errors import ManifestError, WeightsError
 from hdtrain.features.inception import FEATURE_DIM as INCEPTION_DIM
 from hdtrain.features.inception import INPUT_PX, load_inception
 from hdtrain.features.resize import RESIZES, resize_float
 from hdtrain.features.squeezenet import FEATURE_DIM, load_squeezenet
+from hdtrain.features.torchscript import load_script, run_script
 from hdtrain.features.weights import load_strictly, read_state
-from hdtrain.formats.atomic import sha256_file
+from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.weights_registry import INCEPTION_PORTS
 from hdtrain.models.classifier import load_classifier
@@ -54,11 +57,26 @@ class Encoder(nn.Module):
         """
         return f"{kind}-{self.name}"
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What its features depend on, for manifests: `name`, `weights` (sha256), `resize`, `resolution`, `dim`."""
+        facts = {"name": self.name, "weights": self.weights_sha256, "resize": self.resize}
+        return {**facts, "resolution": self.resolution, "dim": self.dim}
+
     @torch.no_grad()
     def embed(self, images: UInt8[np.ndarray, "n h w 3"] | UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n d"]:
         """Pooled features of RGB 0..255 images of any size, on the encoder's device; not L2-normalised."""
         device = next(itertools.chain(self.parameters(), self.buffers())).device
         return self.pooled(self._resized(torch.as_tensor(images).to(device))).float()
+
+    @torch.no_grad()
+    def embed_each(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]], batch_size: int) -> Float[Tensor, "b d"]:
+        """As `embed`, of at most `batch_size` images of any sizes, each resized alone; black images fill the batch."""
+        device = next(itertools.chain(self.parameters(), self.buffers())).device
+        batch = torch.zeros(batch_size, 3, self.resolution, self.resolution, device=device)
+        for i, image in enumerate(images):
+            batch[i] = self._resized(torch.from_numpy(np.ascontiguousarray(image))[None].to(device))[0]
+        return self.pooled(batch).float()
 
     def _resized(self, images: Tensor) -> Tensor:
         return resize_float(images, self.resolution)
@@ -180,6 +198,40 @@ class Timm(Encoder):
         return maps
 
 
+class TorchScript(Encoder):
+    """A TorchScript of the user's own; its settings are part of its name."""
+
+    def __init__(self, config: TorchScriptEncoder):
+        super().__init__()
+        self.net, self.file, self.tokens = load_script(config.file), config.file, config.tokens
+        self.weights_sha256 = sha256_file(config.file)
+        settings = [self.weights_sha256, config.mean, config.std, config.tokens]
+        self.name = f"torchscript-{config.file.stem}-{sha256_bytes(canonical_json(settings))[:8]}"
+        self.resolution = config.input_px
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self._freeze()
+        with torch.no_grad():
+            self.dim = int(self.pooled(torch.zeros(2, 3, self.resolution, self.resolution)).shape[1])
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """With normalisation and choice of token besides."""
+        settings = {name: getattr(self, name).flatten().tolist() for name in ("mean", "std")}
+        return {**super().description, **settings, "tokens": self.tokens}
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Its output, of tokens the first or the mean."""
+        features = run_script(self.net, (x / 255 - self.mean) / self.std, self.file)  # type: ignore[operator]
+        if features.ndim == 3:
+            return features[:, 0] if self.tokens == "cls" else features.mean(dim=1)
+        return features
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """None: a TorchScript shows its output only."""
+        raise WeightsError(f"{self.name} gives no intermediate maps; use another model for the perceptual loss")
+
+
 class OwnClassifier(Encoder):
     """A published classifier of ours (its first seed): features before the last layer."""
 
@@ -224,5 +276,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         return Inception(config.weights, config.resize)
     if isinstance(config, TimmEncoder):
         return Timm(config.name, config.weights)
+    if isinstance(config, TorchScriptEncoder):
+        return TorchScript(config)
     assert isinstance(config, ClassifierEncoder)
     return OwnClassifier(config.classifier)

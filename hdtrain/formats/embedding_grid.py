@@ -1,0 +1,276 @@
+"""Embeddings of a slide as a grid of cells, whatever they came from. No torch.
+
+`read_grid` takes a grid that `write_grid` wrote, a run of ours (`embeddings`, `grids`), and what others have computed
+(`hdtrain.formats.foreign_grids`). Row and column are explicit: the row grows with y, the column with x.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float32, Int64
+
+from hdtrain.errors import DataError, ManifestError
+from hdtrain.formats.atomic import atomic_file, canonical_json
+from hdtrain.formats.foreign_grids import FOREIGN, Cells, read_foreign
+from hdtrain.formats.manifest import Manifest, check_files, read_manifest
+from hdtrain.formats.records import RecordReader
+from hdtrain.formats.run_dir import RunDir
+
+VERSION = 1
+UNKNOWN_PX = -1
+"""x or y of a cell whose place nobody knows."""
+GRIDS_FOLDER = "grids"
+KINDS = ("embeddings", "grids")
+_MAX_NAMED = 4
+_ARRAYS = ("embeddings", "present", "x", "y")
+
+
+@dataclass(frozen=True)
+class EmbeddingGrid:
+    """One slide's embeddings."""
+
+    name: str
+    embeddings: Float32[np.ndarray, "r c d"]
+    """As the encoder gives them, not normalised; an absent cell is all zeros."""
+    present: Bool[np.ndarray, "r c"]
+    x: Int64[np.ndarray, "r c"]
+    """Left of the tile, in pixels of the slide's finest level; −1: not known."""
+    y: Int64[np.ndarray, "r c"]
+    """Top of the tile."""
+    mpp: float | None = None
+    """Micrometres a pixel of the tiles."""
+    label: str | None = None
+    encoder_hash: str | None = None
+    """Of the encoder's description (`info.encoder_hash` of a run); None: computed elsewhere, not known."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.present.shape[0])
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return int(self.present.shape[1])
+
+    @property
+    def dim(self) -> int:
+        """Features of an embedding."""
+        return int(self.embeddings.shape[2])
+
+    def crop(self, rows: slice, columns: slice) -> "EmbeddingGrid":
+        """A part of it.
+
+        Raises:
+            DataError: no cell of the part is present.
+        """
+        parts = {name: getattr(self, name)[rows, columns] for name in _ARRAYS}
+        return checked(replace(self, **parts), f"grid '{self.name}'")
+
+    def check_encoder(self, dim: int, encoder_hash: str | None, where: str) -> None:
+        """Refuse a grid that a model cannot be conditioned on.
+
+        Args:
+            dim: features of an embedding that the model was trained on.
+            encoder_hash: of the encoder that they came from; None: not known.
+            where: names the model.
+
+        Raises:
+            ManifestError: the dimension differs, or both encoders are known and differ.
+        """
+        if self.dim != dim:
+            raise ManifestError(
+                f"grid '{self.name}' has embeddings of {self.dim} features, {where} was trained on {dim}; embed the "
+                "slide with the encoder that the model was trained with"
+            )
+        if self.encoder_hash is not None and encoder_hash is not None and self.encoder_hash != encoder_hash:
+            raise ManifestError(
+                f"grid '{self.name}' comes from encoder {self.encoder_hash[:12]}, {where} was trained on encoder "
+                f"{encoder_hash[:12]}; embed the slide with that encoder, as the model's manifest describes it"
+            )
+
+
+def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
+    """The grid, if it can be used.
+
+    Raises:
+        DataError: shapes that do not fit, NaN or infinity (names the cells), no cell at all.
+    """
+    if grid.embeddings.ndim != 3 or 0 in grid.embeddings.shape:
+        raise DataError(
+            f"{where}: embeddings of shape {grid.embeddings.shape}, expected (rows, columns, features), none of them 0"
+        )
+    for name in _ARRAYS[1:]:
+        found = getattr(grid, name).shape
+        if found != grid.embeddings.shape[:2]:
+            raise DataError(f"{where}: {name} has shape {found}, the embeddings have {grid.embeddings.shape[:2]} cells")
+    bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=2))
+    if len(bad):
+        named = ", ".join(f"(row {row}, column {column})" for row, column in bad[:_MAX_NAMED].tolist())
+        raise DataError(
+            f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named}"
+            f"{' …' if len(bad) > _MAX_NAMED else ''}; embed the slide again, or leave these cells out"
+        )
+    if not grid.present.any():
+        raise DataError(f"{where}: no cell of {grid.rows} × {grid.columns} is present")
+    return grid
+
+
+def write_grid(path: Path, grid: EmbeddingGrid) -> None:
+    """One `.npz` without pickles, by rename; the same grid gives the same bytes.
+
+    Raises:
+        DataError: as `checked`.
+    """
+    checked(grid, f"grid '{grid.name}'")
+    embeddings = np.where(grid.present[..., None], grid.embeddings, 0).astype(np.float32)
+    arrays: dict[str, np.ndarray] = {
+        "embeddings": embeddings,
+        "present": grid.present.astype(np.bool_),
+        "x": grid.x.astype(np.int64),
+        "y": grid.y.astype(np.int64),
+    }
+    facts = {name: getattr(grid, name) for name in ("name", "mpp", "label", "encoder_hash")}
+    arrays["info"] = np.frombuffer(canonical_json({"version": VERSION, **facts}), np.uint8)
+    with atomic_file(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            with archive.open(member, "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_grid(path: Path, name: str | None = None, token: int = 0) -> EmbeddingGrid:
+    """A grid, checked.
+
+    Args:
+        path: a `.npz` of `write_grid`; a published run of kind `embeddings` or `grids`; `.npy` (rows, columns,
+            features); `.h5`, `.parquet` or `.zarr` from elsewhere.
+        name: the slide, where several are there.
+        token: which of a cell's tokens, where a run has several (`info.token_order`).
+
+    Raises:
+        DataError: missing, of another layout, NaN, no cell, two tiles in one cell.
+        ManifestError: the run is not published, of another kind, or has no such slide.
+    """
+    if path.is_dir() and path.suffix != ".zarr":
+        manifest = read_manifest(path, KINDS)
+        return _of_grids(path, manifest, name) if manifest.kind == "grids" else _of_run(path, manifest, name, token)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; expected a grid of embeddings")
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if path.suffix not in FOREIGN:
+        raise DataError(f"{path}: not a grid of embeddings; expected a run, .npz, {', '.join(sorted(FOREIGN))}")
+    return _of_cells(read_foreign(path, name), str(path))
+
+
+def grid_names(path: Path) -> list[str]:
+    """Names that `read_grid` takes for a run, in order.
+
+    Raises:
+        ManifestError: it is not published, or of another kind.
+    """
+    manifest = read_manifest(path, KINDS)
+    if manifest.kind == "grids":
+        return sorted(Path(file).stem for file in manifest.files if file.startswith(f"{GRIDS_FOLDER}/"))
+    return sorted(manifest.info["grids"])
+
+
+def _of_npz(path: Path) -> EmbeddingGrid:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in _ARRAYS}
+            facts = json.loads(archive["info"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as a grid of hdtrain's: {error}") from None
+    if facts.pop("version", None) != VERSION:
+        raise DataError(f"{path}: a grid of another version, this hdtrain reads version {VERSION}; write it again")
+    return checked(EmbeddingGrid(**arrays, **facts), str(path))
+
+
+def _chosen(path: Path, names: list[str], name: str | None) -> str:
+    """The slide that is meant.
+
+    Raises:
+        ManifestError: there is none of that name, or several and none was named.
+    """
+    if name is None and len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:_MAX_NAMED]) + (" …" if len(names) > _MAX_NAMED else "")
+    if not names:
+        raise ManifestError(f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice")
+    if name is None:
+        raise ManifestError(f"{path} has {len(names)} grids; name one of them: {shown}")
+    if name not in names:
+        raise ManifestError(f"{path} has no grid '{name}'; it has {shown}")
+    return name
+
+
+def _of_grids(path: Path, manifest: Manifest, name: str | None) -> EmbeddingGrid:
+    chosen = _chosen(path, grid_names(path), name)
+    file = f"{GRIDS_FOLDER}/{chosen}.npz"
+    check_files(path, manifest.model_copy(update={"files": {file: manifest.files[file]}}))
+    return _of_npz(path / file)
+
+
+def _of_run(path: Path, manifest: Manifest, name: str | None, token: int) -> EmbeddingGrid:
+    info = manifest.info
+    chosen = _chosen(path, grid_names(path), name)
+    if not 0 <= token < info["tokens"]:
+        raise ManifestError(f"{path} has {info['tokens']} tokens an image, numbered from 0; there is no token {token}")
+    table = pq.read_table(RunDir(path).index, filters=pc.field("slide") == chosen)
+    table = table.filter(pc.and_(pc.is_valid(table["row"]), pc.is_valid(table["column"])))
+    rows = table.to_pydict()
+    embeddings = np.empty((len(table), info["tokens"], info["dim"]), np.float16)
+    for shard in sorted(set(rows["shard"])):
+        own = np.array([i for i, of in enumerate(rows["shard"]) if of == shard])
+        RecordReader(RunDir(path).shards / shard).gather(np.array(rows["record"])[own], embeddings, own)
+    row, column, x, y = (np.array(rows[key], np.int64) for key in ("row", "column", "x", "y"))
+    shape = (int(info["grids"][chosen][0]), int(info["grids"][chosen][1]))
+    facts: dict[str, Any] = {
+        key: values[0] if len(values := list(set(rows[key]))) == 1 else None for key in ("mpp", "label")
+    }
+    cells = Cells(chosen, embeddings[:, token].astype(np.float32), row, column, x, y, **facts, shape=shape)
+    return replace(_of_cells(cells, f"{path}: {chosen}"), encoder_hash=info["encoder_hash"])
+
+
+def _of_cells(cells: Cells, where: str) -> EmbeddingGrid:
+    """Cells in their places.
+
+    Raises:
+        DataError: two of them in one place, or as `checked`.
+    """
+    rows, columns = cells.row, cells.column
+    if not len(rows):
+        raise DataError(
+            f"{where}: no cell{f' of {cells.shape[0]} × {cells.shape[1]}' if cells.shape else ''} is present"
+        )
+    shape = cells.shape or (int(rows.max()) + 1, int(columns.max()) + 1)
+    _, first, counts = np.unique(rows * shape[1] + columns, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        twice = first[counts > 1][:_MAX_NAMED]
+        named = ", ".join(f"(row {rows[i]}, column {columns[i]})" for i in twice.tolist())
+        raise DataError(f"{where}: {int((counts > 1).sum())} cells have more than one embedding: {named}")
+
+    def placed(values: np.ndarray, empty: int) -> np.ndarray:
+        filled = np.full((*shape, *values.shape[1:]), empty, values.dtype)
+        filled[rows, columns] = values
+        return filled
+
+    present = placed(np.ones(len(rows), np.bool_), 0)
+    grid = EmbeddingGrid(
+        cells.name,
+        placed(cells.embeddings.astype(np.float32), 0),
+        present,
+        placed(cells.x, UNKNOWN_PX),
+        placed(cells.y, UNKNOWN_PX),
+        cells.mpp,
+        cells.label,
+    )
+    return checked(grid, where)
