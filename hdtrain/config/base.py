@@ -65,12 +65,14 @@ class PublishedOrRaw:
     kinds: tuple[str, ...]
     arrays: tuple[str, ...] = (".npz", ".npy")
     """Suffixes of files whose content counts: arrays of one shape all have the same size."""
+    content: bool = False
+    """The content of folders and other files counts too."""
 
     def at(self, path: Path) -> "Kinds | InputFile | InputTree":
         """What the path is."""
         if any((path / name).exists() for name in ("manifest.json", "run.json")):
             return Kinds(self.kinds)
-        return InputFile() if path.suffix in self.arrays else InputTree()
+        return InputFile() if path.suffix in self.arrays else InputTree(self.content)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Incidental:
 
 ImagesParent = Annotated[Path, Kinds(("images",))]
 LatentsParent = Annotated[Path, Kinds(("latents",))]
+EmbeddingsParent = Annotated[Path, Kinds(("embeddings",))]
 AutoencoderParent = Annotated[Path, Kinds(("autoencoder",))]
 DenoiserParent = Annotated[Path, Kinds(("denoiser",))]
 ClassifierParent = Annotated[Path, Kinds(("classifier",))]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 AutoencoderPreset = Literal["kl-f4", "kl-f4-small", "kl-f4-tiny", "kl-f8", "kl-f8-small", "kl-f8-tiny"]
-DenoiserPreset = Literal["ldm4", "histodiff", "small", "tiny"]
-"""The unconditional denoisers: what `train-ldm` trains."""
+DenoiserPreset = Literal["ldm4", "histodiff", "small", "tiny", "ldm4-cond", "small-cond", "tiny-cond"]
+"""What `train-ldm` trains; those with `-cond` can look at embeddings."""
+PriorPreset = Literal["dit-b", "dit-small", "dit-tiny"]
 ClassifierPreset = Literal["lae", "lae-small", "lae-tiny", "adm-half-unet", "adm-half-unet-tiny"]
 
 
@@ -52,6 +53,15 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """A transformer over the cells of a grid."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
 class Classifier:
     """An encoder trunk with attention pooling: the autoencoder's, or half of ADM's U-Net.
 
@@ -88,7 +98,19 @@ DENOISERS: dict[str, Denoiser] = {
     "ldm4-cond": Denoiser((192, 384, 576, 960), (False, True, True, True), 2, None, 32, context_dim=512),
     "small": Denoiser((64, 96, 128), (False, True, True), 1, 32, 32),
     "tiny": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16),
+    "small-cond": Denoiser((64, 96, 128), (False, True, True), 1, 32, 32, context_dim=128),
+    "tiny-cond": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16, context_dim=64),
 }
+
+EMBEDDING_PRESETS = tuple(name for name, sizes in DENOISERS.items() if sizes.context_dim is not None)
+"""Denoisers that can be conditioned on embeddings."""
+
+PRIORS: dict[str, Prior] = {
+    "dit-b": Prior(768, 12, 12),
+    "dit-small": Prior(384, 6, 6),
+    "dit-tiny": Prior(64, 2, 4),
+}
+"""`dit-b` has DiT-B's blocks (Peebles & Xie 2023), and a cross-attention in each."""
 
 _HALF_UNET = (128, 128, 256, 256, 512, 512)
 _TINY_HALF_UNET = (16, 32, 32)

@@ -11,9 +11,11 @@ from hdtrain.config.base import (
     ClassifierParent,
     Config,
     DenoiserParent,
+    EmbeddingsParent,
     EvaluationParent,
     ImagesParent,
     Incidental,
+    LatentsParent,
     SelectionParent,
     SolverSweepParent,
     SweepParent,
@@ -83,6 +85,42 @@ def check_guidance(
         )
 
 
+class FromEmbeddingsConfig(Config):
+    """Images from embeddings: each is what the denoiser looks at in place of a class, and says the label."""
+
+    run: EmbeddingsParent
+    """Of the encoder that the denoiser was trained with; of images that it was trained on, or any others."""
+    keys: list[str] = Field([])
+    """Of these images only; none: all of them."""
+    variations: int = Field(1, ge=1)
+    """Images from each embedding, each from noise of its own."""
+    strength: float = Field(1.0, gt=0, le=1)
+    """Below 1 an image begins from its own latent with noise as of this share of the timesteps (SDEdit, Meng et al.
+    2022): the smaller, the nearer to the original. DDIM and DDPM only."""
+    latents: LatentsParent | None = None
+    """The same images, encoded; what `strength` < 1 begins from."""
+    between: list[tuple[str, str]] = Field([])
+    """Pairs of keys: from the one embedding to the other, by slerp, in place of the embeddings themselves."""
+    points: int = Field(5, ge=2)
+    """Images a pair, the first and the last at the two embeddings."""
+
+    def num_conditions(self, num_embeddings: int) -> int:
+        """How many things there are to make images of, in a run of so many embeddings."""
+        return len(self.between) * self.points if self.between else len(self.keys) or num_embeddings
+
+    @model_validator(mode="after")
+    def _something_to_begin_from(self) -> "FromEmbeddingsConfig":
+        if self.strength < 1 and self.latents is None:
+            raise ValueError(
+                f"strength={self.strength:g} begins from the images' latents; give latents=RUN (`hdtrain encode`)"
+            )
+        if self.strength == 1 and self.latents is not None:
+            raise ValueError("latents are what strength below 1 begins from; give strength, or leave latents out")
+        if self.between and (self.keys or self.strength < 1):
+            raise ValueError("between names its own keys and begins from noise; leave keys, strength and latents out")
+        return self
+
+
 class SampleConfig(FollowsProtocol):
     """Classifier-guided mass generation: `hdtrain sample`. Image i is a function of (seed, i) alone."""
 
@@ -98,10 +136,13 @@ class SampleConfig(FollowsProtocol):
     guidance_from: SweepParent | None = None
     """Take g from the choice of this sweep, and not from `guidance`."""
     classifier_free: float | None = Field(None, ge=0)
-    """Of a class-conditional denoiser: ε_u + w·(ε_c − ε_u) (Ho & Salimans 2022), w = 1 being the plain conditional one;
-    None is 1."""
-    per_class: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
-    """Images a class; without classes, images in all. By name where classes differ: those not named get none."""
+    """Of a denoiser that sees classes or embeddings: ε_u + w·(ε_c − ε_u) (Ho & Salimans 2022), w = 1 being the plain
+    conditional one; None is 1."""
+    per_class: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]] | None = None
+    """Images a class; without classes, images in all. By name where classes differ: those not named get none. Of
+    `embeddings` it is their number that counts."""
+    embeddings: FromEmbeddingsConfig | None = None
+    """What a denoiser that looks at embeddings is to make images of."""
     images: str | None = None
     """Of these images only some, as `0-999,5000`: each is what it would be in the whole run."""
     solver: SolverConfig = SolverConfig()
@@ -117,6 +158,21 @@ class SampleConfig(FollowsProtocol):
     clip_latents: float | None = Field(None, gt=0)
     """Clamp the predicted scaled ẑ₀ (unit standard deviation; pixels: 1) to ± this; None: no clamp, as published."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _classes_or_embeddings(self) -> "SampleConfig":
+        if self.embeddings is None and self.per_class is None:
+            raise ValueError("per_class: say how many images a class, or give embeddings")
+        if self.embeddings is None:
+            return self
+        given = [name for name in ("per_class", "classifier", "guidance_from") if getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"{given[0]} does not go with embeddings, which say what each image is of; leave it out")
+        if self.embeddings.strength < 1 and self.solver.kind not in ("ddim", "ddpm"):
+            raise ValueError(
+                f"embeddings.strength begins in the middle, which solver.kind={self.solver.kind} cannot; use ddim"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_images(self) -> "SampleConfig":

@@ -11,6 +11,7 @@ from hdtrain.config.base import (
     ClassifierParent,
     Config,
     DenoiserParent,
+    EmbeddingsParent,
     ImagesParent,
     Incidental,
     Kinds,
@@ -18,8 +19,10 @@ from hdtrain.config.base import (
     WeightsFile,
 )
 from hdtrain.config.engine import BatchConfig, DurationConfig, EmaConfig, EngineConfig, GuardConfig, OptimConfig
-from hdtrain.config.presets import AutoencoderPreset, DenoiserPreset
+from hdtrain.config.presets import EMBEDDING_PRESETS, AutoencoderPreset, DenoiserPreset
 from hdtrain.config.protocol import FollowsProtocol
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ShardAccess(Config):
@@ -119,6 +122,22 @@ class ClassifierEncoder(Config):
     classifier: ClassifierParent
 
 
+class TorchScriptEncoder(Config):
+    """A TorchScript of the user's own: images (n, 3, `input_px`, `input_px`) to (n, d), or to tokens (n, t, d)."""
+
+    kind: Literal["torchscript"] = "torchscript"
+    file: WeightsFile
+    """From `torch.jit.save`; it is a program, so use one that you trust."""
+    input_px: int = Field(224, ge=1)
+    """Images are brought to this size, antialiased bicubic."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of RGB in 0..1, subtracted; ImageNet's."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Divides what is left."""
+    tokens: Literal["cls", "mean"] = "cls"
+    """Of an output (n, t, d): the first token, or the mean of all."""
+
+
 class LpipsVgg(Config):
     """LPIPS with its VGG-16 backbone from a local file (torchvision's `vgg16-397923af.pth`); lpips ships the rest."""
 
@@ -127,7 +146,8 @@ class LpipsVgg(Config):
 
 
 EncoderConfig = Annotated[
-    SqueezenetEncoder | InceptionEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")
+    SqueezenetEncoder | InceptionEncoder | TimmEncoder | ClassifierEncoder | TorchScriptEncoder,
+    Field(discriminator="kind"),
 ]
 PerceptualConfig = Annotated[
     NoPerceptual | LpipsVgg | SqueezenetEncoder | TimmEncoder | ClassifierEncoder, Field(discriminator="kind")
@@ -197,9 +217,13 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 class NoiseScheduleConfig(Config):
-    """β schedule, as diffusers names it; `linear` is the paper's word, `scaled_linear` what LDM code does."""
+    """β schedule, as diffusers names it; `linear` is the paper's word, `scaled_linear` what LDM code does.
 
-    kind: Literal["linear", "scaled_linear"] = "linear"
+    `squaredcos_cap_v2` is the cosine schedule (Nichol & Dhariwal 2021, eq. 17), which `beta_start` and `beta_end` say
+    nothing of.
+    """
+
+    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     beta_start: float = Field(1e-4, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
     num_train_timesteps: int = Field(1000, ge=2)
@@ -238,6 +262,11 @@ class TrainLdmConfig(FollowsProtocol):
     `start` that is unconditional it begins as that, for every class."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """How often the class is hidden, so that the denoiser can do without: what classifier-free guidance needs."""
+    embeddings: list[EmbeddingsParent] = Field([])
+    """The denoiser looks at each sample's embedding, by cross-attention; found by the sample's key, those of the
+    validation samples too. Needs a `preset` that can: ldm4-cond, small-cond, tiny-cond."""
+    embedding_dropout: float = Field(0.1, ge=0, lt=1)
+    """How often the embedding is hidden; with classes too, every other time the class with it."""
     batch: BatchConfig = BatchConfig(global_batch_size=4)
     optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000, warmup_from=1e-6)
     duration: DurationConfig
@@ -267,6 +296,15 @@ class TrainLdmConfig(FollowsProtocol):
     @model_validator(mode="after")
     def _a_weight_each(self) -> Self:
         _check_weights(self.reader, self.images)
+        return self
+
+    @model_validator(mode="after")
+    def _a_preset_that_looks(self) -> Self:
+        if self.embeddings and self.preset not in EMBEDDING_PRESETS:
+            raise ValueError(
+                f"preset: '{self.preset}' cannot look at embeddings; choose {', '.join(EMBEDDING_PRESETS)}, or leave "
+                "embeddings out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float16, Int64, UInt8
 
 from hdtrain.config.training import ReaderConfig
 from hdtrain.data.broken import BrokenSamples
 from hdtrain.data.decode import decode_into
 from hdtrain.data.pool import UNLABELLED
+from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.data.threads import Threads
 from hdtrain.data.training_shards import TrainingShards
 from hdtrain.errors import DataError, ManifestError
@@ -34,6 +35,8 @@ class ImageBatch:
     labels: Int64[np.ndarray, " n"]
     is_copy: Bool[np.ndarray, " n"] | None = None
     """Which samples are the data set's copies, to be augmented; None where there are no copies."""
+    tokens: Float16[np.ndarray, "n t d"] | None = None
+    """Embeddings, where samples have some."""
 
 
 def shared_classes(datasets: Sequence[tuple[Path, Manifest]]) -> list[str] | None:
@@ -72,9 +75,18 @@ class TrainingImages(TrainingShards[ShardReader]):
         config: how they are read, and mixed where it has weights.
         seed: of the order.
         copies: how often every image comes again in an epoch, marked as a copy.
+        embeddings: that samples are conditioned on; None: none.
     """
 
-    def __init__(self, datasets: Sequence[tuple[Path, Manifest]], config: ReaderConfig, seed: int, copies: int = 0):
+    def __init__(
+        self,
+        datasets: Sequence[tuple[Path, Manifest]],
+        config: ReaderConfig,
+        seed: int,
+        copies: int = 0,
+        embeddings: RecordsByKey | None = None,
+    ):
+        self.embeddings = embeddings
         super().__init__(datasets, ShardReader, config, seed, config.block_shards, config.weights, copies)
         self.config = config
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -89,7 +101,7 @@ class TrainingImages(TrainingShards[ShardReader]):
         """The images at `positions`. A broken one is counted and its neighbour in the order stands in for it.
 
         Raises:
-            DataError: more broken images than `max_failed_share` of the data set.
+            DataError: more broken images than `max_failed_share` of the data set, or one without an embedding.
             ShardError: a shard is missing, damaged or cannot be read, and did not come back in `retry_sec`.
         """
         self._fetch_ahead(positions)
@@ -106,7 +118,8 @@ class TrainingImages(TrainingShards[ShardReader]):
             keys[i], labels[i] = found
 
         self._threads.each(load, number)
-        return ImageBatch(images, keys, labels, shards >= len(self.sizes))
+        tokens = self.embeddings(keys) if self.embeddings else None
+        return ImageBatch(images, keys, labels, shards >= len(self.sizes), tokens)
 
     def _load(self, shard: int, sample: int, out: UInt8[np.ndarray, "r r 3"]) -> tuple[str, int] | None:
         """Read and decode one sample into `out`; its key and label, or None where it is broken."""

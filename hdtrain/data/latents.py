@@ -9,6 +9,7 @@ from jaxtyping import Float16, Float32, Int64
 
 from hdtrain.config.training import ShardAccess
 from hdtrain.data.order import groups
+from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.data.training_shards import TrainingShards
 from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest
@@ -22,6 +23,8 @@ class LatentBatch:
     moments: Float16[np.ndarray, "n 2 c h w"]
     keys: list[str]
     labels: Int64[np.ndarray, " n"]
+    tokens: Float16[np.ndarray, "n t d"] | None = None
+    """Embeddings, where samples have some."""
 
     @property
     def mean(self) -> Float32[np.ndarray, "n c h w"]:
@@ -43,6 +46,7 @@ class TrainingLatents(TrainingShards[RecordReader]):
         block_shards: shards that are mixed with each other.
         weights: how often each data set is read, beside the others; None: every latent once an epoch.
         access: where shards lie that are not in the data sets' folders.
+        embeddings: that samples are conditioned on; None: none.
 
     Raises:
         ManifestError: the latents are of different shapes.
@@ -55,7 +59,9 @@ class TrainingLatents(TrainingShards[RecordReader]):
         block_shards: int = 8,
         weights: Sequence[float] | None = None,
         access: ShardAccess | None = None,
+        embeddings: RecordsByKey | None = None,
     ):
+        self.embeddings = embeddings
         shapes = {tuple(int(n or 0) for n in manifest.fields["moments"].shape) for _, manifest in datasets}
         if len(shapes) != 1:
             raise ManifestError(f"latents of different shapes cannot be read together: {sorted(shapes)}")
@@ -67,6 +73,7 @@ class TrainingLatents(TrainingShards[RecordReader]):
 
         Raises:
             ShardError: a shard is missing, damaged or cannot be read, and did not come back in `retry_sec`.
+            DataError: a latent has no embedding.
         """
         self._fetch_ahead(positions)
         number = len(positions)
@@ -79,4 +86,4 @@ class TrainingLatents(TrainingShards[RecordReader]):
                 labels[rows] = opened.labels[samples[rows]]
                 for row, sample in zip(rows.tolist(), samples[rows].tolist(), strict=True):
                     keys[row] = opened.keys[sample]
-        return LatentBatch(moments, keys, labels)
+        return LatentBatch(moments, keys, labels, self.embeddings(keys) if self.embeddings else None)

@@ -29,8 +29,10 @@ def sample_latents(
     guidance: float = 0.0,
     clip_latents: float | None = None,
     step_noise: StepNoise | None = None,
+    begin: Float[Tensor, "n c h w"] | None = None,
+    strength: float = 1.0,
 ) -> Float[Tensor, "n c h w"]:
-    """z̃_0 from z_T = `noise`.
+    """z̃_0 from z_T = `noise`, or from `begin` with noise as of the share `strength` of the timesteps.
 
     Args:
         denoiser: of (z_t, t), t an int64 tensor of n equal timesteps.
@@ -43,6 +45,8 @@ def sample_latents(
         guidance: g of eq. 7.
         clip_latents: clamp ẑ_0 to ± this.
         step_noise: step number to the noise of that step; DDPM, and DDIM with η > 0, draw.
+        begin: z_0 that the process begins from (SDEdit, Meng et al. 2022); needs a solver of one step (DDIM, DDPM).
+        strength: in (0, 1], of `begin`.
 
     Raises:
         ConfigError: the solver's steps do not fit the schedule.
@@ -51,8 +55,15 @@ def sample_latents(
     if needs_noise(solver) and step_noise is None:
         raise ValueError(f"{solver.kind} with eta={solver.eta:g} draws at every step and needs step_noise")
     steps = make_solver(solver, schedule, prediction, clip_latents)
-    z = noise
+    z, first = noise, 0
+    if begin is not None:
+        limit = strength * schedule.num_timesteps
+        first = next((k for k, t in enumerate(steps.timesteps) if t <= limit), len(steps.timesteps) - 1)
+        t = torch.full((len(noise),), steps.timesteps[first], dtype=torch.int64, device=noise.device)
+        z = schedule.add_noise(begin, noise, t)
     for number, timestep in enumerate(steps.timesteps):
+        if number < first:
+            continue
         t = torch.full((len(z),), timestep, dtype=torch.int64, device=z.device)
         gradient = None
         says_something = schedule.alphas_cumprod[timestep] > 0  # at ᾱ = 0, z is noise and nothing else

@@ -61,7 +61,8 @@ class Ddim(Solver):
 
     def __init__(self, config: SolverConfig, schedule: NoiseSchedule, prediction: Prediction, clip: float | None):
         super().__init__(schedule, prediction, clip)
-        self.eta = config.eta
+        # diffusers takes the root of 1 − ᾱ − σ², which at zero SNR and η = 1 is zero, or by rounding less than that.
+        self.eta = min(config.eta, 1 - 1e-6) if schedule.config.zero_terminal_snr else config.eta
         self._scheduler = schedule.ddim(clip, prediction)
         self.timesteps = timesteps_of(self._scheduler, config.steps)
 

@@ -12,19 +12,24 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from hdtrain.config.load import validate
 from hdtrain.config.training import NoiseScheduleConfig, Prediction
 from hdtrain.errors import CheckpointError, WeightsError
 from hdtrain.models import compvis
+from hdtrain.models.denoiser import Denoiser2D
 
 LDM_SCHEDULE = NoiseScheduleConfig(kind="scaled_linear", beta_start=0.0015, beta_end=0.0195)
 """What LDM trains with unless its config says otherwise."""
 _BETAS = {"linear": 1.0, "scaled_linear": 0.5}
 """The power of β in which a schedule is linear."""
 _SCHEDULER_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-_AUTOENCODER, _DENOISER = AutoencoderKL.__name__, UNet2DModel.__name__
+_AUTOENCODER = AutoencoderKL.__name__
+_DENOISERS: dict[str, type[Denoiser2D]] = {model.__name__: model for model in (UNet2DModel, UNet2DConditionModel)}
+_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type")
+"""Settings of a U-Net that looks at more than z_t, t and tokens."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ForeignAutoencoder:
 class ForeignDenoiser:
     """A denoiser in fp32, and what its files say of how it was trained: None where they do not."""
 
-    unet: UNet2DModel
+    unet: Denoiser2D
     source: str
     schedule: NoiseScheduleConfig | None
     prediction: Prediction | None
@@ -75,23 +80,30 @@ def autoencoder_from_folder(folder: Path) -> ForeignAutoencoder:
 
 
 def denoiser_from_folder(folder: Path) -> ForeignDenoiser:
-    """Read a UNet2DModel from its own folder or from a pipeline's, with the pipeline's schedule and autoencoder.
+    """Read a U-Net from its own folder or from a pipeline's, with the pipeline's schedule and autoencoder.
+
+    A UNet2DConditionModel comes as a denoiser that looks at nothing: one to start from, with embeddings of one's own.
 
     Raises:
-        WeightsError: there is none, it is damaged, it is conditional, or hdtrain has no such schedule.
+        WeightsError: there is none, it is damaged, conditional on what hdtrain does not know, or hdtrain has no such
+            schedule.
     """
-    component = _component(folder, _DENOISER)
+    component = _component(folder, *_DENOISERS)
     config = _read_json(component / "config.json")
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise WeightsError(f"{component}: its {_DENOISER} is conditional on a class; hdtrain imports none of those")
-    unet: UNet2DModel = _load(UNet2DModel, component)
+    model = _DENOISERS[config["_class_name"]]
+    for key in _CONDITIONS:
+        if config.get(key):
+            raise WeightsError(
+                f"{component}: its {model.__name__} is conditional ({key}={config[key]}); hdtrain imports none of those"
+            )
+    unet: Denoiser2D = _load(model, component)
     schedule, prediction = _schedule(folder)
     classes = _components(folder)
     ours = autoencoder_from_folder(folder) if _AUTOENCODER in classes.values() else None
     other = next((name for name in classes.values() if name in ("VQModel", "AutoencoderTiny")), None)
     return ForeignDenoiser(
         unet,
-        f"diffusers {_DENOISER}",
+        f"diffusers {model.__name__}",
         schedule,
         prediction,
         ours.latent_scale if ours else None,
@@ -151,14 +163,14 @@ def _components(folder: Path) -> dict[str, str]:
     }
 
 
-def _component(folder: Path, wanted: str) -> Path:
-    """The folder of the model of class `wanted`: `folder` itself or one below it."""
+def _component(folder: Path, *wanted: str) -> Path:
+    """The folder of the model of one of the classes `wanted`: `folder` itself or one below it."""
     components = _components(folder)
     if components:
-        found = [name for name, name_of_class in components.items() if name_of_class == wanted]
+        found = [name for name, name_of_class in components.items() if name_of_class in wanted]
         if not found:
             there = ", ".join(f"{name} ({name_of_class})" for name, name_of_class in components.items())
-            raise WeightsError(f"{folder}: its model_index.json names no {wanted}; it has {there}")
+            raise WeightsError(f"{folder}: its model_index.json names no {' or '.join(wanted)}; it has {there}")
         return folder / found[0]
     if (folder / "manifest.json").is_file():
         raise WeightsError(f"{folder} is a run directory of hdtrain's already; name it where a parent is asked for")
@@ -167,8 +179,8 @@ def _component(folder: Path, wanted: str) -> Path:
             f"{folder} is no folder of diffusers': expected model_index.json (a pipeline) or config.json (a model)"
         )
     found_class = _read_json(folder / "config.json").get("_class_name")
-    if found_class != wanted:
-        raise WeightsError(f"{folder}: its config.json is of class {found_class}, expected {wanted}")
+    if found_class not in wanted:
+        raise WeightsError(f"{folder}: its config.json is of class {found_class}, expected {' or '.join(wanted)}")
     return folder
 
 

@@ -8,6 +8,7 @@ from hdtrain.config.synthesis import SampleConfig, SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.steps import check_steps
 from hdtrain.errors import ManifestError
+from hdtrain.formats.embedding_space import check_same_encoder
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
 from hdtrain.sampling.plan import counts_of
@@ -24,8 +25,9 @@ def check(config: SampleConfig, manifest_of: ManifestOf) -> None:
     """
     check_decoder(config, manifest_of)
     check_guide(config, manifest_of)
+    check_embeddings(config, manifest_of)
     config = with_choices(config, manifest_of)
-    counts_of(config.per_class, classes_of(config, manifest_of))
+    planned_counts(config, manifest_of)
     schedule = NoiseScheduleConfig(**manifest_of(config.denoiser).info["schedule"])
     check_steps(config.solver.kind, config.solver.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
 
@@ -74,6 +76,51 @@ def check_guide(config: SampleConfig, manifest_of: ManifestOf) -> None:
         raise ManifestError(f"{config.classifier} and {config.denoiser} were trained with different noise schedules")
 
 
+def check_embeddings(config: SampleConfig, manifest_of: ManifestOf) -> None:
+    """Refuse embeddings of another encoder than the denoiser's, none where it needs some, or some where it needs none.
+
+    Raises:
+        ManifestError: says which.
+    """
+    wanted = manifest_of(config.denoiser).info.get("embedding")
+    if config.embeddings is None:
+        if wanted:
+            raise ManifestError(
+                f"{config.denoiser} looks at embeddings of {wanted['encoder']['name']}; give embeddings.run=RUN, made "
+                "by `hdtrain embed` with the same encoder"
+            )
+        return
+    if not wanted:
+        raise ManifestError(
+            f"{config.denoiser} looks at no embeddings; train one with embeddings=[RUN], or leave embeddings out"
+        )
+    check_same_encoder(
+        str(config.embeddings.run), manifest_of(config.embeddings.run).info, str(config.denoiser), wanted
+    )
+    if config.embeddings.latents is not None:
+        space = manifest_latent_space(manifest_of(config.embeddings.latents))
+        ours = manifest_latent_space(manifest_of(config.denoiser))
+        check_same_latent_space(f"denoiser {config.denoiser}", ours, config.embeddings.latents, space)
+    if config.classifier_free not in (None, 1) and not wanted["dropout"]:
+        raise ManifestError(
+            f"classifier_free={config.classifier_free:g}: {config.denoiser} was trained with embedding_dropout=0 and "
+            "cannot do without the embedding; leave classifier_free out, or train it with embedding_dropout=0.1"
+        )
+
+
+def planned_counts(config: SampleConfig, manifest_of: ManifestOf) -> list[int]:
+    """Images of each class, or of each embedding.
+
+    Raises:
+        ConfigError: as `counts_of`.
+    """
+    if config.embeddings is not None:
+        number = config.embeddings.num_conditions(manifest_of(config.embeddings.run).num_samples)
+        return [config.embeddings.variations] * number
+    assert config.per_class is not None, "checked by the config"
+    return counts_of(config.per_class, classes_of(config, manifest_of))
+
+
 def classes_of(config: SampleConfig, manifest_of: ManifestOf) -> list[str] | None:
     """The classes that images are made of: ϕ's, or a class-conditional denoiser's; None where there is neither.
 
@@ -81,6 +128,8 @@ def classes_of(config: SampleConfig, manifest_of: ManifestOf) -> list[str] | Non
         ManifestError: ϕ and the denoiser know other classes, or `classifier_free` asks for what was not trained.
     """
     denoiser = manifest_of(config.denoiser)
+    if config.embeddings is not None:
+        return _inherited(config.embeddings.run, manifest_of, denoiser)
     guide = manifest_of(config.classifier).classes if config.classifier else None
     if config.classifier_free is not None:
         if not denoiser.classes:
@@ -99,6 +148,17 @@ def classes_of(config: SampleConfig, manifest_of: ManifestOf) -> list[str] | Non
             f"{', '.join(denoiser.classes)}; both must be trained on the same ones"
         )
     return guide or denoiser.classes
+
+
+def _inherited(path: Path, manifest_of: ManifestOf, denoiser: Manifest) -> list[str] | None:
+    """The classes of the images that embeddings are of; a denoiser that sees classes too must have the same."""
+    classes = manifest_of(path).classes
+    if classes and denoiser.classes and classes != denoiser.classes:
+        raise ManifestError(
+            f"embeddings.run {path} has the classes {', '.join(classes)}, and the denoiser sees "
+            f"{', '.join(denoiser.classes)}; both must be the same"
+        )
+    return classes
 
 
 def with_choices(config: SampleConfig, manifest_of: ManifestOf) -> SampleConfig:
@@ -142,8 +202,9 @@ def doubts_of_choices(config: SampleConfig, manifest_of: ManifestOf) -> list[str
 
 
 def guidance_of(config: SampleConfig, manifest_of: ManifestOf) -> dict[str, float | None]:
-    """How strongly images are guided: `guidance` (0 without ϕ), `classifier_free` (None where there are no classes)."""
-    conditional = bool(manifest_of(config.denoiser).classes)
+    """How strongly images are guided: `guidance` (0 without ϕ), `classifier_free` (None without a condition)."""
+    denoiser = manifest_of(config.denoiser)
+    conditional = bool(denoiser.classes or denoiser.info.get("embedding"))
     weight = 1.0 if config.classifier_free is None else config.classifier_free
     return {
         "guidance": with_choices(config, manifest_of).guidance if config.classifier else 0.0,

@@ -11,10 +11,11 @@ from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.collectives import device
 from hdtrain.models.denoiser import load_denoiser
-from hdtrain.sampling.fit import ManifestOf, classes_of, with_choices
+from hdtrain.sampling.embeddings import EmbeddingConditions
+from hdtrain.sampling.fit import ManifestOf, check_embeddings, planned_counts, with_choices
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.models import load_decoder, load_guide
-from hdtrain.sampling.plan import SamplePlan, counts_of
+from hdtrain.sampling.plan import SamplePlan
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -26,7 +27,7 @@ def open_plan(config: SampleConfig, manifest_of: ManifestOf) -> SamplePlan:
         ConfigError: classes that the models do not know, or no image at all.
     """
     only = parse_ranges(config.images) if config.images is not None else None
-    return SamplePlan(counts_of(config.per_class, classes_of(config, manifest_of)), config.samples_per_shard, only)
+    return SamplePlan(planned_counts(config, manifest_of), config.samples_per_shard, only)
 
 
 def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenerator:
@@ -41,6 +42,7 @@ def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenera
         ManifestError: the models do not fit each other, or what is asked of them.
     """
     config = with_choices(config, manifest_of)
+    check_embeddings(config, manifest_of)
     info, dtype = manifest_of(config.denoiser).info, _DTYPES[config.precision]
     decoder, guide = load_decoder(config, manifest_of), load_guide(config, manifest_of)
     denoiser: Any = load_denoiser(config.denoiser, device())
@@ -58,7 +60,17 @@ def open_generator(config: SampleConfig, manifest_of: ManifestOf) -> ImageGenera
         schedule=NoiseSchedule(NoiseScheduleConfig(**info["schedule"])),
         prediction=info["prediction"],
         device=device(),
+        embeddings=_open_embeddings(config, manifest_of),
         compiled=_compiled(denoiser) if config.compile else None,
+    )
+
+
+def _open_embeddings(config: SampleConfig, manifest_of: ManifestOf) -> EmbeddingConditions | None:
+    if config.embeddings is None:
+        return None
+    path, latents = config.embeddings.run, config.embeddings.latents
+    return EmbeddingConditions(
+        config.embeddings, (path, manifest_of(path)), (latents, manifest_of(latents)) if latents else None
     )
 
 

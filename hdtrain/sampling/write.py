@@ -48,8 +48,9 @@ def write_unit(
 
     def add(indices: list[int], images: np.ndarray) -> None:
         for index, image in zip(indices, images, strict=True):
-            label = source.plan.label(index) if classes else None
+            label = source.label(index) if classes else None
             meta = {"key": f"syn{seed}-{index:09d}", "index": index, "seed": seed, "split": "synthetic", **common}
+            meta |= source.origin(index)
             if classes and label is not None:
                 meta |= {"label": classes[label], "class_index": label}
             shard.add(meta["key"], "png", encode_png(image), meta, label)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.formats.fingerprint import read_parents
-from hdtrain.sampling.fit import classes_of, doubts_of_choices, with_choices
-from hdtrain.sampling.plan import SamplePlan, counts_of
+from hdtrain.sampling.fit import classes_of, doubts_of_choices, planned_counts, with_choices
+from hdtrain.sampling.plan import SamplePlan
 from hdtrain.stages.preview import print_preview
+from hdtrain.text import counted
 
 STAGE = "sample"
 MISTAKE = 2
@@ -27,9 +28,11 @@ def preview(config: SampleConfig) -> Iterator[str]:
     manifests = dict(read_parents(config, STAGE).values())
     classes = classes_of(config, manifests.__getitem__)
     only = parse_ranges(config.images) if config.images is not None else None
-    plan = SamplePlan(counts_of(config.per_class, classes), config.samples_per_shard, only)
+    plan = SamplePlan(planned_counts(config, manifests.__getitem__), config.samples_per_shard, only)
     of = f" of {len(classes)} classes" if classes else ""
-    yield f"images: {plan.num_images:,}{of} in {len(plan.units()):,} shards"
+    if config.embeddings:
+        of = f" from {counted(plan.num_classes, 'embedding')}"
+    yield f"images: {plan.num_images:,}{of} in {counted(len(plan.units()), 'shard')}"
     used = with_choices(config, manifests.__getitem__)
     if config.classifier:
         yield f"guidance: {used.guidance:g}{_chosen_in(config.guidance_from)}"

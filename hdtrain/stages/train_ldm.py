@@ -3,7 +3,7 @@
 from typing import Any
 
 from hdtrain.config.training import TrainLdmConfig
-from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.denoiser import build_denoiser
 from hdtrain.models.start import start_from
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
@@ -17,7 +17,8 @@ def run(config: TrainLdmConfig, context: StageContext) -> None:
     with training(config, context, config.seed) as plan:
         space = open_space(config, context.manifest_of)
         channels, size, _ = space.codec.latent_shape
-        fresh = build_unconditional(config.preset, channels, size, len(classes) if classes else None)
+        dim = info["embedding"]["dim"] if "embedding" in info else None
+        fresh = build_denoiser(config.preset, channels, size, len(classes) if classes else None, dim)
         unet = start_from(fresh, config.start)
         task = DiffusionTask(unet, space, config, plan)
         train("train-ldm", task, space.source, config, context, plan, config.seed)

@@ -8,8 +8,10 @@ from typing import Any
 from hdtrain.config.training import TrainLdmConfig
 from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.data.latents import TrainingLatents
+from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.distributed.collectives import device
 from hdtrain.errors import ManifestError
+from hdtrain.formats.embedding_space import check_same_encoder
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
 from hdtrain.models.autoencoder import Codec, PixelCodec, load_autoencoder
@@ -39,12 +41,37 @@ def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
     condition: dict[str, Any] = {}
     if classes_of(config, manifest_of):
         condition = {"class_conditional": True, "label_dropout": config.label_dropout}
+    if embedding := embedding_of(config, manifest_of):
+        condition["embedding"] = embedding
     if config.vae is None:
         return {"space": PIXELS, "resolution": config.reader.resolution, "resize": config.reader.resize, **condition}
     space = manifest_latent_space(manifest_of(config.vae))
     for path in filter(None, (config.latents, config.validation)):
         check_same_latent_space(f"latents {path}", manifest_latent_space(manifest_of(path)), config.vae, space)
     return {"space": "latents", **space, **condition}
+
+
+def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any] | None:
+    """What the denoiser looks at: `dim`, `tokens`, `encoder`, `encoder_hash`, `dropout`; None if at nothing.
+
+    Raises:
+        ManifestError: embeddings, or the start, are of different encoders.
+    """
+    start = manifest_of(config.start).info.get("embedding") if config.start else None
+    if not config.embeddings:
+        if start:
+            raise ManifestError(
+                f"start {config.start} is conditional on embeddings of {start['encoder']['name']}, and this training "
+                "has none; give embeddings=[RUN], or start from another denoiser"
+            )
+        return None
+    keys = ("dim", "tokens", "encoder", "encoder_hash")
+    first = {key: manifest_of(config.embeddings[0]).info[key] for key in keys}
+    for path in config.embeddings[1:]:
+        check_same_encoder(str(path), manifest_of(path).info, str(config.embeddings[0]), first)
+    if start:
+        check_same_encoder(str(config.embeddings[0]), first, f"start {config.start}", start)
+    return {**first, "dropout": config.embedding_dropout}
 
 
 def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | None:
@@ -79,16 +106,22 @@ def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | N
 
 def open_space(config: TrainLdmConfig, manifest_of: ManifestOf) -> DiffusionSpace:
     """Open what `config` names, its codec on this rank's device."""
+    embeddings = None
+    if config.embeddings:
+        found = [(path, manifest_of(path)) for path in config.embeddings]
+        embeddings = RecordsByKey(found, "embedding", config.reader.block_shards)
     held_out = [(path, manifest_of(path)) for path in filter(None, [config.validation])]
     if config.latents and config.vae:
         return DiffusionSpace(
-            TrainingLatents([(config.latents, manifest_of(config.latents))], config.seed),
-            TrainingLatents(held_out, config.seed) if held_out else None,
+            TrainingLatents([(config.latents, manifest_of(config.latents))], config.seed, embeddings=embeddings),
+            TrainingLatents(held_out, config.seed, embeddings=embeddings) if held_out else None,
             load_autoencoder(config.vae, device()).codec,
         )
     datasets, plain = [(path, manifest_of(path)) for path in config.images], {"weights": None}
     return DiffusionSpace(
-        TrainingImages(datasets, config.reader, config.seed),
-        TrainingImages(held_out, config.reader.model_copy(update=plain), config.seed) if held_out else None,
+        TrainingImages(datasets, config.reader, config.seed, embeddings=embeddings),
+        TrainingImages(held_out, config.reader.model_copy(update=plain), config.seed, embeddings=embeddings)
+        if held_out
+        else None,
         PixelCodec(config.reader.resolution),
     )

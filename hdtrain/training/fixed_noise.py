@@ -17,8 +17,8 @@ from hdtrain.models.autoencoder import Codec, LatentCodec, to_unit_range
 
 Source = TrainingLatents | TrainingImages
 Batch = LatentBatch | ImageBatch
-PerSample = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A model, z0, noise, timesteps and labels (−1: unlabelled) to every sample's loss."""
+PerSample = Callable[[nn.Module, Tensor, Tensor, Tensor, Batch], Tensor]
+"""A model, z0, noise, timesteps and the batch that they belong to, to every sample's loss."""
 
 _BATCH = 16
 """Cut by index whatever the number of ranks, since kernels round differently for another batch size."""
@@ -61,7 +61,7 @@ class FixedNoise:
             z0 = clean_samples(batch, self.codec, lambda shape, i=indices: self._normal("posterior", i, shape))  # type: ignore[misc]
             noise = self._normal("noise", indices, tuple(z0.shape[1:]))
             t = torch.tensor([self._timestep(index) for index in indices], device=device())
-            losses[indices.start : indices.stop] = per_sample(model, z0, noise, t, to_device(batch.labels)).double()
+            losses[indices.start : indices.stop] = per_sample(model, z0, noise, t, batch).double()
         return float(all_reduce_sum(losses).mean())
 
     def _timestep(self, index: int) -> int:

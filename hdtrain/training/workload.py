@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from hdtrain.config.adaptation import AdaptDecoderConfig, LatentClassifier, TrainClassifierConfig
 from hdtrain.config.base import Config
 from hdtrain.config.presets import DISCRIMINATOR_CHANNELS
+from hdtrain.config.prior import TrainPriorConfig
 from hdtrain.config.training import PerceptualConfig, TrainLdmConfig, TrainVaeConfig
 from hdtrain.features.perceptual import build_perceptual
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.models.autoencoder import build_autoencoder
 from hdtrain.models.classifier import build_classifier
-from hdtrain.models.denoiser import build_denoiser
+from hdtrain.models.denoiser import as_function, build_denoiser
 from hdtrain.models.discriminator import PatchDiscriminator
 from hdtrain.models.ema import average_names
-from hdtrain.training import diffusion_space
+from hdtrain.training import diffusion_space, prior_space
 from hdtrain.training.costs import Costs, Network
 
 ManifestOf = Callable[[Path], Manifest]
@@ -32,7 +33,7 @@ def costs_of(config: Config, manifest_of: ManifestOf) -> Costs:
     """The costs of a training stage, built from shapes alone; weights files of perceptual distances are read.
 
     Args:
-        config: of `train-vae`, `train-ldm`, `train-classifier` or `adapt-decoder`.
+        config: of `train-vae`, `train-ldm`, `train-prior`, `train-classifier` or `adapt-decoder`.
         manifest_of: the manifest of a parent, by its run directory.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -41,6 +42,8 @@ def costs_of(config: Config, manifest_of: ManifestOf) -> Costs:
             return _vae(config)
         if isinstance(config, TrainLdmConfig):
             return _diffusion(config, manifest_of)
+        if isinstance(config, TrainPriorConfig):
+            return _prior(config, manifest_of)
         if isinstance(config, TrainClassifierConfig):
             return _classifier(config, manifest_of)
         assert isinstance(config, AdaptDecoderConfig), f"no training stage: {type(config).__name__}"
@@ -68,12 +71,33 @@ def _diffusion(config: TrainLdmConfig, manifest_of: ManifestOf) -> Costs:
     else:
         channels, size = 3, config.reader.resolution
     classes = diffusion_space.classes_of(config, manifest_of)
-    unet = build_denoiser(config.preset, channels, size, len(classes) if classes else None)
+    embedding = diffusion_space.embedding_of(config, manifest_of)
+    dim = embedding["dim"] if embedding else None
+    unet = as_function(build_denoiser(config.preset, channels, size, len(classes) if classes else None, dim))
     inputs: tuple[Tensor, ...] = (torch.empty(1, channels, size, size), _timestep())
+    if embedding:
+        inputs = (*inputs, torch.empty(1, embedding["tokens"], embedding["dim"]))
     if classes:
         inputs = (*inputs, torch.zeros(1, dtype=torch.int64))
     network = Network("denoiser", unet, inputs, engine="denoiser")
     return Costs((network,), len(average_names(config.ema.post_hoc)), held)
+
+
+def _prior(config: TrainPriorConfig, manifest_of: ManifestOf) -> Costs:
+    network = prior_space.build(config, manifest_of)
+    sizes: Any = network.config
+    rows, columns = config.size
+    inputs = (
+        torch.empty(1, rows, columns, sizes["dim"]),
+        _timestep(),
+        torch.ones(1, rows, columns, dtype=torch.bool),
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.int64),
+        torch.empty(1, sizes["text_dim"]),
+        torch.empty(1, sizes["numeric_dim"]),
+    )
+    averages = len(average_names(config.ema.post_hoc))
+    return Costs((Network("prior", network, inputs, engine="prior"),), averages)
 
 
 def _classifier(config: TrainClassifierConfig, manifest_of: ManifestOf) -> Costs:

@@ -12,8 +12,8 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import EmaConfig, EngineConfig, OptimConfig
 from hdtrain.distributed.collectives import process_group
 from hdtrain.distributed.world import World
+from hdtrain.models.denoiser import TensorDenoiser
 from hdtrain.models.ema import profiles
-from hdtrain.training.diffusion import TensorDenoiser
 from hdtrain.training.engine import Engine
 
 GLOBAL_BATCH, STEPS = 24, 20

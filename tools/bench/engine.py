@@ -28,9 +28,8 @@ from hdtrain.config.engine import DurationConfig, EmaConfig, EngineConfig, Optim
 from hdtrain.distributed.collectives import all_reduce_max, barrier, device
 from hdtrain.distributed.world import World
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.denoiser import TensorDenoiser, build_denoiser
 from hdtrain.models.ema import profiles
-from hdtrain.training.diffusion import TensorDenoiser
 from hdtrain.training.engine import Engine
 from hdtrain.training.saving import Checkpoints
 
@@ -56,7 +55,7 @@ class Work:
     def network(self) -> nn.Module:
         """The same weights at every call."""
         torch.manual_seed(self.seed)
-        return TensorDenoiser(build_unconditional(self.preset, 3, self.size)).to(device())
+        return TensorDenoiser(build_denoiser(self.preset, 3, self.size)).to(device())
 
     def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """z_t, t and ε of this rank's passes, which are repeated."""

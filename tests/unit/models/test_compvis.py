@@ -15,7 +15,7 @@ from hdtrain.models.compvis import (
     unet_architecture,
     unet_weights,
 )
-from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.denoiser import build_denoiser
 
 LDM4 = {"channels": 224, "multipliers": (1, 2, 3, 4), "attends": (False, True, True, True), "blocks": 2}
 KL_F4 = {"channels": (128, 256, 512), "blocks": 2, "attends": (False,) * 3}
@@ -91,7 +91,7 @@ def test_every_tensor_of_ldm4_and_kl_f4_finds_its_place():
         first_stage = CompVisAutoencoder(**KL_F4).state_dict()
         kl_architecture = autoencoder_architecture(first_stage)
         kl = shapes(AutoencoderKL(**kl_architecture))
-        assert ours == shapes(build_unconditional("ldm4", 3, 64))  # so a run of these presets can start from them
+        assert ours == shapes(build_denoiser("ldm4", 3, 64))  # so a run of these presets can start from them
         assert kl == shapes(build_autoencoder("kl-f4", 256))
     converted = convert_unet(theirs, architecture, ours)
     assert sum(value.numel() for value in theirs.values()) == 274_056_163

@@ -19,7 +19,8 @@ from hdtrain.formats.fingerprint import fingerprint
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.models.autoencoder import load_autoencoder
-from hdtrain.models.denoiser import load_denoiser
+from hdtrain.models.denoiser import as_function, build_denoiser, load_denoiser
+from hdtrain.models.start import start_from
 from hdtrain.recipe import load_recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -217,13 +218,28 @@ def test_an_autoencoder_of_another_scale_or_size_is_refused(pipeline, ldm_file, 
 def test_a_pipeline_without_the_class_asked_for_is_refused_with_what_it_has(pipeline, tmp_path, capsys):
     shutil.copytree(pipeline, tmp_path / "other")
     index = json.loads((pipeline / "model_index.json").read_text())
-    index["vqvae"], index["unet"] = ["diffusers", "VQModel"], ["diffusers", "UNet2DConditionModel"]
+    index["vqvae"], index["unet"] = ["diffusers", "VQModel"], ["diffusers", "UNet3DConditionModel"]
     (tmp_path / "other/model_index.json").write_text(json.dumps(index))
     message = refusal(tmp_path, capsys, "autoencoder", tmp_path / "other")
     assert "names no AutoencoderKL; it has" in message
     assert "vqvae (VQModel)" in message
     message = refusal(tmp_path, capsys, "denoiser", tmp_path / "other", space="pixels")
-    assert "names no UNet2DModel; it has" in message
+    assert "names no UNet2DModel or UNet2DConditionModel; it has" in message
+
+
+def test_a_unet_that_looks_at_tokens_is_a_start_for_embeddings_of_ones_own(chain, pipeline, tmp_path, capsys):
+    unet = build_denoiser("tiny-cond", 3, 8)
+    unet.save_pretrained(tmp_path / "unet")
+    shutil.copytree(pipeline / "scheduler", tmp_path / "unet/scheduler")
+    ldm = imported(tmp_path / "ldm", "denoiser", tmp_path / "unet", vae=chain["vae"])
+    started = as_function(start_from(build_denoiser("tiny-cond", 3, 8, embedding_dim=6), ldm)).eval()
+    z, t = torch.randn(2, 3, 8, 8), torch.tensor([5, 900])
+    with torch.no_grad():
+        expected = unet.eval()(z, t, torch.zeros(2, 1, 64)).sample
+        torch.testing.assert_close(started(z, t, torch.zeros(2, 1, 6)), expected)
+    build_denoiser("tiny-cond", 3, 8, num_classes=4).save_pretrained(tmp_path / "classes")
+    message = refusal(tmp_path, capsys, "denoiser", tmp_path / "classes", space="unknown")
+    assert "is conditional (num_class_embeds=5)" in message
 
 
 def change_json(path: Path, **keys: object) -> None:

@@ -12,7 +12,7 @@ from tiny_chain import run_here
 from hdtrain.errors import CheckpointError, ManifestError
 from hdtrain.formats.manifest import Manifest, publish, read_manifest
 from hdtrain.models.autoencoder import build_autoencoder
-from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.denoiser import build_denoiser
 from hdtrain.models.start import start_from
 
 TINY_STEP = {"optim": {"lr": 1e-9, "weight_decay": 0.0, "warmup_from": 0.0}}
@@ -57,7 +57,7 @@ def test_the_size_of_images_is_that_of_the_new_run_and_the_weights_can_be_traine
 
 
 def test_what_shapes_do_not_tell_is_the_starts(tmp_path):
-    unet = build_unconditional("tiny", 3, 8)
+    unet = build_denoiser("tiny", 3, 8)
     other = UNet2DModel.from_config({**unet.config, "attention_head_dim": 16, "downsample_padding": 0})
     other.save_pretrained(tmp_path / "model")
     publish(
@@ -80,4 +80,4 @@ def test_an_altered_start_and_one_of_another_class_are_refused(chain, tmp_path):
         start_from(build_autoencoder("kl-f4-tiny", 32), tmp_path)
     (tmp_path / "model/config.json").write_text("{}")
     with pytest.raises(ManifestError, match="missing or altered"):
-        start_from(build_unconditional("tiny", 3, 8), tmp_path)
+        start_from(build_denoiser("tiny", 3, 8), tmp_path)

@@ -22,7 +22,7 @@ from hdtrain.formats.manifest import Manifest, publish, read_manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.models.autoencoder import load_autoencoder
 from hdtrain.models.classifier import load_classifier
-from hdtrain.models.denoiser import build_unconditional, hidden_class, load_denoiser
+from hdtrain.models.denoiser import build_denoiser, hidden_class, load_denoiser
 from hdtrain.models.start import start_from
 from hdtrain.sampling.fit import classes_of
 from hdtrain.sampling.models import load_guide
@@ -57,7 +57,7 @@ def weights(run) -> dict[str, torch.Tensor]:
 
 
 def test_with_the_class_hidden_it_begins_as_the_unconditional_denoiser(chain):
-    unet = start_from(build_unconditional("tiny", 3, 8, num_classes=2), chain["ldm"]).eval()
+    unet = start_from(build_denoiser("tiny", 3, 8, num_classes=2), chain["ldm"]).eval()
     plain = load_denoiser(chain["ldm"])
     assert hidden_class(unet) == 2
     z, t = torch.randn(3, 3, 8, 8), torch.tensor([7, 300, 900])

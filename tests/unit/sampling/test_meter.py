@@ -8,7 +8,7 @@ from hdtrain.config.synthesis import SampleConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.models.autoencoder import PixelCodec
-from hdtrain.models.denoiser import build_unconditional
+from hdtrain.models.denoiser import build_denoiser
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.meter import evaluations_an_image, images_per_sec, metered
 from hdtrain.sampling.plan import SamplePlan
@@ -30,7 +30,7 @@ def test_classifier_free_guidance_takes_two_evaluations_a_step_and_a_batch_that_
     source = ImageGenerator(
         config=config,
         plan=SamplePlan([2, 2], 4),
-        denoiser=build_unconditional("tiny", 3, 8, num_classes=2).eval(),
+        denoiser=build_denoiser("tiny", 3, 8, num_classes=2).eval(),
         decoder=PixelCodec(8),
         classifier=None,
         schedule=NoiseSchedule(NoiseScheduleConfig()),

@@ -11,8 +11,7 @@ from hdtrain.config.engine import EngineConfig, OptimConfig
 from hdtrain.distributed.collectives import init_process_group
 from hdtrain.models.checkpointing import checkpoint_activations
 from hdtrain.models.classifier import EncoderClassifier, TimmClassifier
-from hdtrain.models.denoiser import build_denoiser
-from hdtrain.training.diffusion import TensorDenoiser
+from hdtrain.models.denoiser import TensorDenoiser, build_denoiser
 from hdtrain.training.engine import Engine
 
 OPTIM = OptimConfig(lr=1e-3, eps=1e-4)
