@@ -1,0 +1,75 @@
+"""`hdtrain paint denoiser=RUN decoder=RUN grid.source=GRID --out RUN`: one large image from a grid of embeddings.
+
+The ranks share the windows of every step; any number of them makes the same image.
+"""
+
+import shutil
+from collections.abc import Mapping
+
+from hdtrain.config.painting import PaintConfig
+from hdtrain.distributed.collectives import process_group, use_reproducible_kernels
+from hdtrain.distributed.stop import STOP
+from hdtrain.evaluation.real_pixels import open_real
+from hdtrain.evaluation.seams import PixelRows, SeamReport, measure_seams
+from hdtrain.formats.embedding_grid import write_grid
+from hdtrain.sampling.painting.fit import check_disk, check_grid, check_models, plan_for
+from hdtrain.sampling.painting.grids import open_grid
+from hdtrain.sampling.painting.models import load_models
+from hdtrain.sampling.painting.plan import PaintPlan
+from hdtrain.sampling.painting.work import Painter
+from hdtrain.stages.base import StageContext
+from hdtrain.text import counted
+
+
+def run(config: PaintConfig, context: StageContext) -> None:
+    """Run the stage."""
+    STOP.install()
+    use_reproducible_kernels()
+    check_models(config, context.manifest_of)
+    grid = open_grid(config)
+    check_grid(grid, config, context.manifest_of)
+    plan = plan_for(config, grid, context.manifest_of)
+    real = open_real(config.compare_with, *plan.pixels) if config.compare_with else None
+    if context.world.is_main:
+        check_disk(plan, config, context.run.path)
+        if grid.encoder_hash is None:
+            print(f"warning: nobody knows which encoder grid '{grid.name}' comes from; the denoiser's is taken for it")
+    with process_group():
+        painter = Painter(config, grid, plan, load_models(config, context.manifest_of), context.run, context.world)
+        pixels = painter.paint()
+    if pixels is None:
+        return
+    levels = painter.write(pixels)
+    seams = _seams(plan, {"painting": pixels} | ({"real": real} if real else {}))
+    written = context.run.path / "grid.npz"
+    write_grid(written, grid)
+    context.publish(
+        files=[painter.image, painter.thumbnail, written],
+        info={
+            "image": painter.image.name,
+            "levels": [list(size) for size in levels],
+            "mpp": grid.mpp,
+            "label": grid.label,
+            "grid": {"name": grid.name, "rows": grid.rows, "columns": grid.columns, "dim": grid.dim},
+            "encoder_hash": grid.encoder_hash,
+            "edits": [edit.kind for edit in config.edits],
+            "window": plan.window,
+            "stride": plan.stride,
+            "windows": plan.num_windows,
+            "factor": plan.factor,
+            **{name: getattr(config, name) for name in ("steps", "guidance", "noise", "weights", "precision", "seed")},
+            "seams": {name: report.as_dict() for name, report in seams.items()},
+        },
+    )
+    shutil.rmtree(context.run.work, ignore_errors=True)
+    height, width = plan.pixels
+    windows = counted(plan.num_windows, "window")
+    print(f"painted {width:,} × {height:,} pixels from {grid.rows} × {grid.columns} cells, {windows} a step")
+    for name, report in seams.items():
+        print(f"{name}: {report}")
+
+
+def _seams(plan: PaintPlan, measured: Mapping[str, PixelRows]) -> dict[str, SeamReport]:
+    """Of the painting, and at the same lines of the real image if there is one."""
+    stride, cell = plan.stride * plan.factor, plan.window * plan.factor
+    return {name: measure_seams(found, stride, cell, plan.factor) for name, found in measured.items()}
