@@ -46,10 +46,10 @@ IMAGE_METRICS = (
 MEMORISED_BY_SPACE = {"memorised_share_features": "in features", "memorised_share_pixels": "in pixels"}
 """Columns of the section on nearest images, not of the table of sets."""
 GROUPS = {
-    "data": ("shard", "verify", "encode"),
+    "data": ("shard", "verify", "encode", "embed"),
     "training": ("train-vae", "train-ldm", "train-classifier", "adapt-decoder"),
     "synthesis": ("sweep-guidance", "sweep-solvers", "sample", "select"),
-    "answer": ("evaluate",),
+    "answer": ("evaluate", "evaluate-fidelity"),
 }
 GROUP_PREFIX = "stage-group-"
 

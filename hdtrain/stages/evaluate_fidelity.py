@@ -1,0 +1,144 @@
+"""`hdtrain evaluate-fidelity CONFIG --out RUN`: are images made from embeddings what the embeddings asked for?
+
+Publishes kind `fidelity` with `RUN/results.json`. All is read from published embeddings; no network runs here.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from hdtrain.config.fidelity import EvaluateFidelityConfig
+from hdtrain.data.records_by_key import RecordsByKey
+from hdtrain.errors import DataError, ManifestError
+from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
+from hdtrain.formats.embedding_space import check_same_encoder
+from hdtrain.formats.fidelity import Fidelity, write_fidelity
+from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.shards import open_shards
+from hdtrain.stages.base import StageContext
+from hdtrain.text import table
+
+TOP_SHARE = 0.01
+
+
+def run(config: EvaluateFidelityConfig, context: StageContext) -> None:
+    """Read, look for the sources, publish."""
+    made, asked = ((path, context.manifest_of(path)) for path in (config.made, config.asked))
+    check_same_encoder(f"made {config.made}", made[1].info, f"what was asked for ({config.asked})", asked[1].info)
+    keys, source_keys = _sources(config.images, context.manifest_of(config.images))
+    known = RecordsByKey([asked], "embedding")
+    names, labels = known.listing()
+    chosen = _candidates(names, source_keys, config)
+    row_of = {key: row for row, key in enumerate(chosen)}
+    sources = np.array([row_of[key] for key in source_keys], np.int64)
+    found = retrieve(normalised(RecordsByKey([made], "embedding")(keys)), normalised(known(chosen)), sources)
+    label_of = dict(zip(names, labels, strict=True))
+    fidelity = _scored(config, found, sources, np.array([label_of[key] for key in chosen]), context)
+    write_fidelity(context.run.results, fidelity)
+    context.publish(files=[context.run.results], classes=asked[1].classes)
+    print(described(fidelity))
+
+
+def _sources(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Keys of the images, and of what each was made from.
+
+    Raises:
+        ManifestError: an image does not say.
+    """
+    keys, sources = list[str](), list[str]()
+    for shard in open_shards(path, manifest):
+        for number, key in enumerate(shard.sidecar.keys):
+            source = shard.meta(number).get("source_key")
+            if source is None:
+                raise ManifestError(
+                    f"images {path}: {key} does not say which embedding it is of; name images that "
+                    "`hdtrain sample embeddings.run=RUN` made (without embeddings.between)"
+                )
+            keys.append(key)
+            sources.append(source)
+    return keys, sources
+
+
+def _candidates(names: list[str], sources: list[str], config: EvaluateFidelityConfig) -> list[str]:
+    """The sources, and as many others as there may be.
+
+    Raises:
+        DataError: a source is not among the embeddings, or there is nothing to choose from.
+    """
+    wanted, there = set(sources), set(names)
+    if missing := sorted(wanted - there):
+        raise DataError(
+            f"asked {config.asked}: no embedding of {missing[0]} (and {len(missing) - 1} more sources of the images); "
+            "name the embeddings that the images were made from"
+        )
+    others = [name for name in names if name not in wanted]
+    room = max(0, config.max_candidates - len(wanted))
+    if len(others) > room:
+        drawn = np.random.default_rng(config.seed).choice(len(others), room, replace=False)
+        others = [others[i] for i in sorted(drawn.tolist())]
+    chosen = [name for name in names if name in wanted] + others
+    if len(chosen) < 2:
+        raise DataError(f"asked {config.asked}: holds one embedding, so there is nothing to tell it from")
+    return chosen
+
+
+def _scored(
+    config: EvaluateFidelityConfig,
+    found: Retrieval,
+    sources: np.ndarray,
+    labels: np.ndarray,
+    context: StageContext,
+) -> Fidelity:
+    """The figures; `labels` of the candidates, −1 where there is none."""
+    asked, images = context.manifest_of(config.asked), context.manifest_of(config.images)
+    bootstrap, count = SourceBootstrap(sources, config.bootstrap_resamples, config.seed), len(labels)
+    values = {
+        "cosine": found.cosine,
+        "cosine_to_others": found.cosine_to_others,
+        "rank_percentile": found.percentile,
+        "top_1": found.percentile * (count - 1) < 1,
+        "top_1_percent": found.percentile < TOP_SHARE,
+    }
+    chance = {"rank_percentile": 0.5, "top_1": 1 / count, "top_1_percent": TOP_SHARE}
+    metrics = {name: bootstrap.metric(value.astype(float)) for name, value in values.items()}
+    own, per_class = labels[sources], {}
+    if (own >= 0).any():
+        same = (labels[found.nearest] == own).astype(float)
+        metrics["same_class_nearest"] = bootstrap.metric(same, own >= 0)
+        shares = np.bincount(labels[labels >= 0]) / count
+        chance["same_class_nearest"] = float(shares[own[own >= 0]].mean())
+        per_class = {
+            name: {key: bootstrap.metric(value.astype(float), own == label) for key, value in values.items()}
+            for label, name in enumerate(asked.classes or [])
+            if (own == label).any()
+        }
+    return Fidelity(
+        num_images=len(sources),
+        num_sources=len(np.unique(sources)),
+        num_candidates=count,
+        metrics=metrics,
+        chance=chance,
+        per_class=per_class,
+        encoder=asked.info["encoder"],
+        images=images.identity,
+        asked=asked.identity,
+        protocol={
+            "seed": config.seed,
+            "max_candidates": config.max_candidates,
+            "resamples": config.bootstrap_resamples,
+        },
+    )
+
+
+def described(fidelity: Fidelity) -> str:
+    """A table for the terminal."""
+    rows = [["", "value", "95 %", "by chance"]]
+    for name, metric in fidelity.metrics.items():
+        low, high = metric.interval or (float("nan"),) * 2
+        guess = f"{fidelity.chance[name]:.4g}" if name in fidelity.chance else ""
+        rows.append([name, f"{metric.value:.4f}", f"[{low:.4f}, {high:.4f}]", guess])
+    head = (
+        f"{fidelity.num_images:,} images of {fidelity.num_sources:,} sources, looked for among "
+        f"{fidelity.num_candidates:,} embeddings of {fidelity.encoder['name']}"
+    )
+    return f"{head}\n{table(rows)}"
