@@ -1,11 +1,12 @@
 """Config of `paint`: one large image from a grid of embeddings."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hdtrain.config.base import AutoencoderParent, Config, DenoiserParent, Incidental, InputFile, PublishedOrRaw
+from hdtrain.config.prior import PriorConditions, PriorParent
 from hdtrain.config.ranges import parse_ranges
 
 GridPlace = Annotated[
@@ -80,16 +81,20 @@ class FillEdit(Config):
 Edit = Annotated[PasteEdit | BlendEdit | FillEdit, Field(discriminator="kind")]
 
 
-class PaintConfig(Config):
+class PaintConfig(PriorConditions):
     """One large image from a grid of embeddings: `hdtrain paint`. The same image from any number of ranks."""
 
     denoiser: DenoiserParent
     """Conditioned on embeddings."""
     decoder: AutoencoderParent | None = None
     """The autoencoder, or D′; None for a denoiser of pixels."""
-    # Other sources of a grid (a prior that is told a class or a sentence) get keys of their own beside `grid`, and
-    # `hdtrain.sampling.painting.grids.open_grid` asks them.
-    grid: GridBlock
+    grid: GridBlock | None = None
+    prior: PriorParent | None = None
+    """In place of `grid`: a prior that is told `label`, `text`, `text_vectors` or `numeric`."""
+    prior_guidance: float = Field(2.0, ge=0)
+    """As `guidance` of `sample-grids`."""
+    prior_steps: int = Field(200, ge=1)
+    """As `steps` of `sample-grids`."""
     edits: list[Edit] = Field([])
     """In their order."""
     holes: Literal["stop", "fill"] = "stop"
@@ -124,3 +129,12 @@ class PaintConfig(Config):
     """Steps between two pictures of `RUN/preview.png`."""
     save_every: Annotated[int, Field(ge=1), Incidental()] = 10
     """Steps between two saves of the canvas."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.grid is None) == (self.prior is None):
+            raise ValueError("give grid.source, or prior and what it is told; one of them")
+        told = [name for name in PriorConditions.model_fields if getattr(self, name) is not None]
+        if self.prior is None and told:
+            raise ValueError(f"{', '.join(told)} is for a prior; give prior=RUN in place of grid")
+        return self

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 
 from hdtrain.config.adaptation import AdaptDecoderConfig, TrainClassifierConfig
 from hdtrain.config.base import Config
+from hdtrain.config.embedding import EmbedConfig
 from hdtrain.config.evaluation import EvaluateImagesConfig
 from hdtrain.config.exchange import ExportConfig, ImportConfig
+from hdtrain.config.fidelity import EvaluateFidelityConfig
+from hdtrain.config.painting import PaintConfig
+from hdtrain.config.prior import SampleGridsConfig, TrainPriorConfig
 from hdtrain.config.shards import InspectConfig, ReshardConfig, ShardConfig, VerifyConfig
+from hdtrain.config.slides import EvaluateSlidesConfig
 from hdtrain.config.solver_sweep import SweepSolversConfig
 from hdtrain.config.synthesis import EvaluateConfig, ReportConfig, SampleConfig, SelectConfig, SweepGuidanceConfig
 from hdtrain.config.training import EncodeConfig, RebuildEmaConfig, TrainLdmConfig, TrainVaeConfig
@@ -49,16 +54,18 @@ class StageSpec:
 STAGES: dict[str, StageSpec] = {
     spec.name: spec
     for spec in (
-        StageSpec("shard", ShardConfig, "images", "raw data sets to WebDataset shards", needs_torch=False),
+        StageSpec("shard", ShardConfig, "images", "raw data sets to WebDataset shards", needs_torch=False, shared=True),
         StageSpec("verify", VerifyConfig, "verification", "check published shards", needs_torch=False, repeats=True),
         StageSpec("inspect", InspectConfig, "inspection", "contact sheet and statistics of shards", False, True),
         StageSpec("reshard", ReshardConfig, "images", "shards of another size or order", needs_torch=False),
         StageSpec("train-vae", TrainVaeConfig, "autoencoder", "train the autoencoder"),
         StageSpec("encode", EncodeConfig, "latents", "images to latent shards", shared=True),
+        StageSpec("embed", EmbedConfig, "embeddings", "a frozen encoder's embedding of every image", shared=True),
         StageSpec("train-ldm", TrainLdmConfig, "denoiser", "train the latent diffusion model"),
         StageSpec(
             "rebuild-ema", RebuildEmaConfig, "denoiser", "an EMA of another length, after training", one_process=True
         ),
+        StageSpec("train-prior", TrainPriorConfig, "prior", "train the model of whole grids of embeddings"),
         StageSpec("train-classifier", TrainClassifierConfig, "classifier", "train φ, ϕ or a downstream classifier"),
         StageSpec("adapt-decoder", AdaptDecoderConfig, "autoencoder", "fine-tune the decoder on a labelled set"),
         StageSpec("sweep-guidance", SweepGuidanceConfig, "sweep", "choose the guidance scale by looking at each"),
@@ -78,14 +85,44 @@ STAGES: dict[str, StageSpec] = {
             previews="hdtrain.stages.preview_sample",
             shared=True,
         ),
-        StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids"),
-        StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images"),
+        StageSpec(
+            "sample-grids",
+            SampleGridsConfig,
+            "grids",
+            "grids of embeddings from a prior",
+            check="hdtrain.sampling.prior_fit",
+        ),
+        StageSpec(
+            "paint",
+            PaintConfig,
+            "painting",
+            "one large image from a grid of embeddings",
+            check="hdtrain.sampling.painting.fit",
+        ),
+        StageSpec("select", SelectConfig, "selection", "choose synthetic images by class centroids", shared=True),
+        StageSpec("evaluate", EvaluateConfig, "evaluation", "score every arm and the images", shared=True),
         StageSpec(
             "evaluate-images",
             EvaluateImagesConfig,
             "comparison",
             "any images against any others",
             previews="hdtrain.stages.preview_comparison",
+            shared=True,
+        ),
+        StageSpec(
+            "evaluate-fidelity",
+            EvaluateFidelityConfig,
+            "fidelity",
+            "are images what their embeddings asked for?",
+            needs_torch=False,
+            one_process=True,
+        ),
+        StageSpec(
+            "evaluate-slides",
+            EvaluateSlidesConfig,
+            "slide-evaluation",
+            "classifiers of whole images, with and without synthetic ones",
+            shared=True,
         ),
         StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),
         StageSpec("export", ExportConfig, "export", "a diffusers folder with a model card", one_process=True),

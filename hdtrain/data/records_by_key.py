@@ -1,6 +1,6 @@
 """Records by the key of the image that they are of: embeddings to train and sample with, latents to begin from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ _NAMED = 3
 
 
 class RecordsByKey:
-    """Published records, found by key. Resident are 16 bytes a record; the records stay on disk.
+    """Published records, found by a hash of their key. Resident are 16 bytes a record; the records stay on disk.
 
     Args:
         datasets: run directories with their manifests.
@@ -30,7 +30,7 @@ class RecordsByKey:
 
     Raises:
         ManifestError: the data sets have records of different shapes.
-        DataError: two records have one key.
+        DataError: two records have one key, or there are none.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class RecordsByKey:
         self.shape = shapes.pop()
         self._shards = ShardPool(datasets, access or ShardAccess(), capacity, RecordReader)
         self._hashes, self._places = self._index()
+        if not len(self):
+            raise DataError(f"{self._where}: holds no {field} at all")
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -68,24 +70,24 @@ class RecordsByKey:
             DataError: some have none; the first are named.
             ShardError: a shard is missing or damaged.
         """
-        places = [self._find(key) for key in keys]
-        if missing := [key for key, place in zip(keys, places, strict=True) if place is None]:
-            raise self._missing(missing)
+        shards, records = self._locate(keys)
+        if (shards < 0).any():
+            raise self._missing([key for key, shard in zip(keys, shards, strict=True) if shard < 0])
         found = np.empty((len(keys), *self.shape), np.float16)
-        shards, records = np.array(places, np.int64).reshape(-1, 2).T
         for shard, rows in groups(shards):
             with self._shards.use(shard) as opened:
                 opened.reader.gather(records[rows], found, rows)
         return found
 
-    def check(self, keys: Iterable[str]) -> None:
+    def check(self, keys: Sequence[str]) -> None:
         """See that all of them are there.
 
         Raises:
             DataError: some are not; the first are named.
         """
-        if missing := [key for key in keys if self._find(key) is None]:
-            raise self._missing(missing)
+        shards, _ = self._locate(keys)
+        if (shards < 0).any():
+            raise self._missing([key for key, shard in zip(keys, shards, strict=True) if shard < 0])
 
     def _missing(self, keys: Sequence[str]) -> DataError:
         distinct = list(dict.fromkeys(keys))
@@ -95,17 +97,18 @@ class RecordsByKey:
             "images, so run the stage that made it on them, and name all its runs"
         )
 
-    def _find(self, key: str) -> tuple[int, int] | None:
-        """Shard and record."""
-        for name in (key, key.removesuffix(FLIPPED)):
-            wanted = hash(name)
-            at = int(np.searchsorted(self._hashes, wanted))
-            while at < len(self._hashes) and self._hashes[at] == wanted:
-                shard, record = (int(n) for n in self._places[at])
-                if self._key(shard, record) == name:
-                    return shard, record
-                at += 1
-        return None
+    def _locate(self, keys: Sequence[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Shard and record of every key; −1 where there is none."""
+        at, there = self._look_up([hash(key) for key in keys])
+        mirrored, there_mirrored = self._look_up([hash(key.removesuffix(FLIPPED)) for key in keys])
+        at, there = np.where(there, at, mirrored), there | there_mirrored
+        places = np.where(there[:, None], self._places[at].astype(np.int64), -1)
+        return places[:, 0], places[:, 1]
+
+    def _look_up(self, hashes: Sequence[int]) -> tuple[Int64[np.ndarray, " n"], np.ndarray]:
+        wanted = np.array(hashes, np.int64)
+        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        return at, self._hashes[at] == wanted
 
     def _index(self) -> tuple[Int64[np.ndarray, " n"], np.ndarray]:
         """Python's hash of every key, ascending, with shard and record of each."""
@@ -120,8 +123,9 @@ class RecordsByKey:
         joined, where = joined[order], where[order]
         for at in np.flatnonzero(joined[1:] == joined[:-1]):
             first, second = (self._key(*map(int, where[i])) for i in (at, at + 1))
-            if first == second:
-                raise DataError(f"{self._where}: two records of {first}; name each data set once")
+            if first != second:  # of a billion keys, once in 40 tries
+                raise DataError(f"{self._where}: {first} and {second} have one hash; start the stage again")
+            raise DataError(f"{self._where}: two records of {first}; name each data set once")
         return joined, where
 
     def _key(self, shard: int, record: int) -> str:

@@ -82,6 +82,8 @@ class TilePlaces:
         placed = pc.and_(pc.is_valid(self.table["x"]), pc.is_valid(self.table["y"])).to_numpy()
         codes = np.where(placed, self.slide_codes, NONE)
         x, y = (pc.fill_null(self.table[axis], 0).to_numpy() for axis in ("x", "y"))
+        if not len(codes):
+            return
         order = np.argsort(codes, kind="stable")
         found, starts = np.unique(codes[order], return_index=True)
         for code, of in zip(found.tolist(), np.split(order, starts[1:]), strict=True):

@@ -47,7 +47,7 @@ MEMORISED_BY_SPACE = {"memorised_share_features": "in features", "memorised_shar
 """Columns of the section on nearest images, not of the table of sets."""
 GROUPS = {
     "data": ("shard", "verify", "encode", "embed"),
-    "training": ("train-vae", "train-ldm", "train-classifier", "adapt-decoder"),
+    "training": ("train-vae", "train-ldm", "train-prior", "train-classifier", "adapt-decoder"),
     "synthesis": ("sweep-guidance", "sweep-solvers", "sample", "select"),
     "answer": ("evaluate", "evaluate-fidelity"),
 }

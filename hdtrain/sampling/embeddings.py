@@ -59,7 +59,7 @@ class EmbeddingConditions:
         self._latents = RecordsByKey([self.latents], "moments") if self.latents else None
         self._embeddings.check([*self.config.keys, *(key for pair in self.config.between for key in pair)])
         if self._latents is not None:
-            self._latents.check(self.config.keys or self._listing)
+            self._latents.check(self.config.keys or list(self._listing))
 
     @cached_property
     def conditions(self) -> Sequence[Condition]:

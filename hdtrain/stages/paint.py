@@ -17,6 +17,7 @@ from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.models import load_models
 from hdtrain.sampling.painting.plan import PaintPlan
 from hdtrain.sampling.painting.work import Painter
+from hdtrain.sampling.prior import one_grid
 from hdtrain.stages.base import StageContext
 from hdtrain.text import counted
 
@@ -26,7 +27,10 @@ def run(config: PaintConfig, context: StageContext) -> None:
     STOP.install()
     use_reproducible_kernels()
     check_models(config, context.manifest_of)
-    grid = open_grid(config)
+    sampled = None
+    if config.prior is not None:  # every rank draws it, alike
+        sampled = one_grid(config.prior, config, config.prior_guidance, config.seed, config.prior_steps)
+    grid = open_grid(config, sampled)
     check_grid(grid, config, context.manifest_of)
     plan = plan_for(config, grid, context.manifest_of)
     real = open_real(config.compare_with, *plan.pixels) if config.compare_with else None

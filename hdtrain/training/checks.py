@@ -5,11 +5,12 @@ from pathlib import Path
 
 from hdtrain.config.adaptation import AdaptDecoderConfig
 from hdtrain.config.base import Config
+from hdtrain.config.prior import TrainPriorConfig
 from hdtrain.config.training import TrainLdmConfig
 from hdtrain.data.images import labelled_classes
 from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import Manifest
-from hdtrain.training import diffusion_space
+from hdtrain.training import diffusion_space, prior_space
 
 ManifestOf = Callable[[Path], Manifest]
 
@@ -24,6 +25,8 @@ def check(config: Config, manifest_of: ManifestOf) -> None:
     """
     if isinstance(config, TrainLdmConfig):
         diffusion_space.describe(config, manifest_of)
+    if isinstance(config, TrainPriorConfig):
+        prior_space.describe(config, manifest_of)
     if isinstance(config, AdaptDecoderConfig):
         check_decoder(config, manifest_of)
 

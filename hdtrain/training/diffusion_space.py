@@ -109,7 +109,7 @@ def open_space(config: TrainLdmConfig, manifest_of: ManifestOf) -> DiffusionSpac
     embeddings = None
     if config.embeddings:
         found = [(path, manifest_of(path)) for path in config.embeddings]
-        embeddings = RecordsByKey(found, "embedding", config.reader.block_shards)
+        embeddings = RecordsByKey(found, "embedding", 4 * config.reader.block_shards)
     held_out = [(path, manifest_of(path)) for path in filter(None, [config.validation])]
     if config.latents and config.vae:
         return DiffusionSpace(

@@ -15,6 +15,7 @@ from hdtrain.formats.run_dir import RunDir
 from hdtrain.sampling.fit import ManifestOf
 from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.plan import PaintPlan, plan_of
+from hdtrain.sampling.prior_fit import expected_grid
 
 
 def check(config: PaintConfig, manifest_of: ManifestOf) -> None:
@@ -26,9 +27,21 @@ def check(config: PaintConfig, manifest_of: ManifestOf) -> None:
         DataError: the grid is unreadable or has holes.
     """
     check_models(config, manifest_of)
-    grid = open_grid(config)
+    grid = open_grid(config, from_prior(config, manifest_of))
     check_grid(grid, config, manifest_of)
     plan_for(config, grid, manifest_of)
+
+
+def from_prior(config: PaintConfig, manifest_of: ManifestOf) -> EmbeddingGrid | None:
+    """What a prior would give, but for its embeddings; None where the grid comes from elsewhere.
+
+    Raises:
+        ManifestError, ConfigError, DataError: the prior cannot be asked for this (`hdtrain.sampling.prior_fit`).
+    """
+    if config.prior is None:
+        return None
+    manifest = manifest_of(config.prior)
+    return expected_grid(config, config.prior, manifest, config.prior_guidance, config.prior_steps)
 
 
 def check_models(config: PaintConfig, manifest_of: ManifestOf) -> None:

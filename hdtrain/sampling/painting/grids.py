@@ -16,15 +16,22 @@ _MAX_NAMED = 4
 _NEARLY_PARALLEL = 0.9995
 
 
-def open_grid(config: PaintConfig) -> EmbeddingGrid:
+def open_grid(config: PaintConfig, sampled: EmbeddingGrid | None = None) -> EmbeddingGrid:
     """The grid as it will be painted: every cell is present.
+
+    Args:
+        config: of `paint`.
+        sampled: what a prior gave, where the config names one.
 
     Raises:
         ConfigError: rows or columns that it does not have, an edit that lies outside.
         DataError: unreadable, or it has holes and `holes` is `stop`.
         ManifestError: the source is not published, of another kind, or an edit's source has other embeddings.
     """
-    grid = edited(read_block(config.grid, "grid"), config.edits)
+    if config.grid is not None:
+        sampled = read_block(config.grid, "grid")
+    assert sampled is not None, "the config has a grid or a prior"
+    grid = edited(sampled, config.edits)
     return _without_holes(grid, config.holes)
 
 

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 from prior_helpers import CLASSES, DIM, prior_config, publish_grids, toy_grids
 from safetensors.numpy import load_file
 from tiny_chain import run_here
+from tiny_painting import publish_autoencoder, publish_denoiser, tiny_unet
 
 from hdtrain.config.prior import PriorConditions, TextTowerConfig
 from hdtrain.config.training import NoiseScheduleConfig
@@ -181,3 +182,41 @@ def test_a_tower_that_is_not_installed_says_which_extra(toy, tmp_path, monkeypat
         monkeypatch.setitem(sys.modules, kind, None)
         with pytest.raises(HdtrainError, match=r"needs the package .*: pip install 'hdtrain\[text\]'"):
             load_text_tower(TextTowerConfig(kind=kind, folder=tmp_path))
+
+
+@pytest.fixture(scope="module")
+def painter(toy, tmp_path_factory):
+    """Config of `paint`, with a denoiser of the prior's encoder."""
+    folder = tmp_path_factory.mktemp("paint")
+    vae, encoder = publish_autoencoder(folder / "vae"), read_manifest(toy).info["embedding"]["encoder_hash"]
+    embedding = {"dim": DIM, "tokens": 1, "encoder": {"name": "made-up"}, "encoder_hash": encoder, "dropout": 0.1}
+    denoiser = publish_denoiser(folder / "denoiser", vae, tiny_unet(dim=DIM), embedding=embedding)
+    return {"denoiser": str(denoiser), "decoder": str(vae), "prior": str(toy), "steps": 4, "prior_steps": STEPS}
+
+
+def test_paint_asks_a_prior_for_its_grid(toy, painter, tmp_path):
+    config = {**painter, "label": "stripes", "rows": 2, "columns": 4, "seed": 3}
+    assert run_here("paint", tmp_path / "run", config) == 0
+    painted = read_grid(tmp_path / "run" / "grid.npz")
+    asked = PriorConditions(label="stripes", rows=2, columns=4)
+    assert np.array_equal(painted.embeddings, sample_grids(toy, asked, seed=3, steps=STEPS)[0].embeddings)
+    manifest = read_manifest(tmp_path / "run")
+    assert (manifest.info["grid"]["rows"], manifest.info["grid"]["columns"], manifest.info["label"]) == (
+        2,
+        4,
+        "stripes",
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["label=dots"], "knows no class 'dots'; it knows flat, stripes"),
+        (["text=necrosis"], "nobody told it which tower made them"),
+        (["grid.source=g.npz"], "give grid.source, or prior and what it is told; one of them"),
+        (["edits=[{kind: fill, rows: 5, columns: 0}]"], "ends at row 5"),
+    ],
+)
+def test_paint_refuses_what_the_prior_cannot_do_before_it_starts(painter, hdtrain, asked, said):
+    words = [f"{key}={value}" for key, value in painter.items()]
+    assert said in hdtrain("paint", *words, *asked, "--out", "run", code=2).err
