@@ -172,9 +172,8 @@ def test_run(folder, row):
     assert ran == row.runs
 
 
-def test_every_stage_of_the_program_took_part_and_published(folder):
+def test_every_node_published_what_its_stage_publishes(folder):
     manifests = {name: read_manifest(folder / "runs" / name) for name in EVERYTHING}
-    assert {manifest.stage for manifest in manifests.values()} == set(STAGES)
     for name, manifest in manifests.items():
         assert manifest.kind == STAGES[manifest.stage].publishes
         for parent in manifest.parents.values():
