@@ -184,11 +184,22 @@ class _Packing:
             write_indices(self.run, rows, plan, [reader.source.name for reader in self.readers], self.shared.writer)
             self._plan = None
 
-        splits = _read(self.run.work / "planned.json")["splits"]
+        splits = self._planned()["splits"]
         self._one("index", index_files(self.run, splits), None, make)
 
+    def _planned(self) -> dict[str, Any]:
+        """The plan that all go by.
+
+        Raises:
+            DataError: it is gone: another has published and cleared up, or plans anew.
+        """
+        plan = _read(self.run.work / "planned.json")
+        if "splits" not in plan:
+            raise DataError(f"{self.run.work}: another job is planning anew; the same command continues")
+        return plan
+
     def _write(self, planned: Path) -> None:
-        plan = _read(planned)
+        plan = self._planned()
         names = [reader.source.name for reader in self.readers]
         writer = Writer(
             Rows(self.run.work / "inputs.arrow"), self.config, names, self.run, self.pool, self.shared.writer

@@ -10,7 +10,6 @@ that after a painting of one cell, which has loaded every module and holds what 
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -134,7 +133,9 @@ def _paint(
 
 def _peak_bytes() -> tuple[int, int]:
     gpu = torch.cuda.max_memory_allocated() if device().type == "cuda" else 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gpu
+    # Not ru_maxrss: that of a process just started begins with what its parent had.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))), gpu
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 Publishes kind `fidelity` with `RUN/results.json`. All is read from published embeddings; no network runs here.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from hdtrain.config.fidelity import EvaluateFidelityConfig
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
+from hdtrain.formats.embedding_grid import read_grid
 from hdtrain.formats.embedding_space import check_same_encoder
 from hdtrain.formats.fidelity import Fidelity, write_fidelity
 from hdtrain.formats.manifest import Manifest
@@ -21,22 +25,89 @@ from hdtrain.text import table
 TOP_SHARE = 0.01
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """What was made, and what was asked for."""
+
+    made: np.ndarray
+    """(n, t, d)."""
+    candidates: np.ndarray
+    """(m, t, d)."""
+    sources: Int64[np.ndarray, " n"]
+    """Row of `candidates` that each was made from."""
+    labels: Int64[np.ndarray, " m"]
+    """Of the candidates, −1 where there is none."""
+    classes: list[str] | None
+    encoder: dict[str, Any]
+    images: str
+    """Identity of the images or the painting."""
+    asked: str
+
+
 def run(config: EvaluateFidelityConfig, context: StageContext) -> None:
     """Read, look for the sources, publish."""
-    made, asked = ((path, context.manifest_of(path)) for path in (config.made, config.asked))
-    check_same_encoder(f"made {config.made}", made[1].info, f"what was asked for ({config.asked})", asked[1].info)
-    keys, source_keys = _sources(config.images, context.manifest_of(config.images))
-    known = RecordsByKey([asked], "embedding")
+    compared = _of_images(config, context) if config.images else _of_painting(config, context)
+    found = retrieve(normalised(compared.made), normalised(compared.candidates), compared.sources)
+    fidelity = _scored(config, found, compared)
+    write_fidelity(context.run.results, fidelity)
+    context.publish(files=[context.run.results], classes=compared.classes)
+    print(described(fidelity))
+
+
+def _of_images(config: EvaluateFidelityConfig, context: StageContext) -> _Compared:
+    assert config.images is not None, "checked by the config"
+    assert config.asked is not None, "checked by the config"
+    made, asked, images = (context.manifest_of(path) for path in (config.made, config.asked, config.images))
+    check_same_encoder(f"made {config.made}", made.info, f"what was asked for ({config.asked})", asked.info)
+    keys, source_keys = _sources(config.images, images)
+    known = RecordsByKey([(config.asked, asked)], "embedding")
     names, labels = known.listing()
     chosen = _candidates(names, source_keys, config)
     row_of = {key: row for row, key in enumerate(chosen)}
-    sources = np.array([row_of[key] for key in source_keys], np.int64)
-    found = retrieve(normalised(RecordsByKey([made], "embedding")(keys)), normalised(known(chosen)), sources)
     label_of = dict(zip(names, labels, strict=True))
-    fidelity = _scored(config, found, sources, np.array([label_of[key] for key in chosen]), context)
-    write_fidelity(context.run.results, fidelity)
-    context.publish(files=[context.run.results], classes=asked[1].classes)
-    print(described(fidelity))
+    return _Compared(
+        made=RecordsByKey([(config.made, made)], "embedding")(keys),
+        candidates=known(chosen),
+        sources=np.array([row_of[key] for key in source_keys], np.int64),
+        labels=np.array([label_of[key] for key in chosen], np.int64),
+        classes=asked.classes,
+        encoder=asked.info["encoder"],
+        images=images.identity,
+        asked=asked.identity,
+    )
+
+
+def _of_painting(config: EvaluateFidelityConfig, context: StageContext) -> _Compared:
+    """Cell by cell.
+
+    Raises:
+        DataError: the embeddings are not of the painting's cells, or of another encoder.
+    """
+    assert config.painting is not None, "checked by the config"
+    made, painting = context.manifest_of(config.made), context.manifest_of(config.painting)
+    asked, found = read_grid(config.painting / "grid.npz"), read_grid(config.made)
+    found.check_encoder(asked.dim, asked.encoder_hash, str(config.painting))
+    if found.present.shape != asked.present.shape:
+        rows, columns = found.present.shape
+        cell = painting.info["window"] * painting.info["factor"]
+        raise DataError(
+            f"made {config.made} has {rows} × {columns} cells, the painting {asked.rows} × {asked.columns}; cut it "
+            f"into tiles of {cell} px without overlap (duplicates=keep min_tissue=0) and embed these"
+        )
+    cells = found.present & asked.present
+    count = int(cells.sum())
+    if count < 2:
+        raise DataError(f"made {config.made}: {count} cells of the painting have embeddings; two are needed")
+    return _Compared(
+        made=found.embeddings[cells][:, None],
+        candidates=asked.embeddings[cells][:, None],
+        sources=np.arange(count),
+        labels=np.full(count, -1),
+        classes=None,
+        encoder=made.info["encoder"],
+        images=painting.identity,
+        asked=painting.files["grid.npz"],
+    )
 
 
 def _sources(path: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -82,15 +153,8 @@ def _candidates(names: list[str], sources: list[str], config: EvaluateFidelityCo
     return chosen
 
 
-def _scored(
-    config: EvaluateFidelityConfig,
-    found: Retrieval,
-    sources: np.ndarray,
-    labels: np.ndarray,
-    context: StageContext,
-) -> Fidelity:
-    """The figures; `labels` of the candidates, −1 where there is none."""
-    asked, images = context.manifest_of(config.asked), context.manifest_of(config.images)
+def _scored(config: EvaluateFidelityConfig, found: Retrieval, compared: _Compared) -> Fidelity:
+    sources, labels = compared.sources, compared.labels
     bootstrap, count = SourceBootstrap(sources, config.bootstrap_resamples, config.seed), len(labels)
     values = {
         "cosine": found.cosine,
@@ -109,7 +173,7 @@ def _scored(
         chance["same_class_nearest"] = float(shares[own[own >= 0]].mean())
         per_class = {
             name: {key: bootstrap.metric(value.astype(float), own == label) for key, value in values.items()}
-            for label, name in enumerate(asked.classes or [])
+            for label, name in enumerate(compared.classes or [])
             if (own == label).any()
         }
     return Fidelity(
@@ -119,9 +183,9 @@ def _scored(
         metrics=metrics,
         chance=chance,
         per_class=per_class,
-        encoder=asked.info["encoder"],
-        images=images.identity,
-        asked=asked.identity,
+        encoder=compared.encoder,
+        images=compared.images,
+        asked=compared.asked,
         protocol={
             "seed": config.seed,
             "max_candidates": config.max_candidates,

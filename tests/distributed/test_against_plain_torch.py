@@ -16,6 +16,8 @@ def test_a_denoiser_trains_everywhere_as_in_plain_torch(ranks, size, stage, accu
     ranks.call("against_plain:denoisers_are_the_same", [(stage, accumulation)], ranks=size)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_an_autoencoder_and_its_discriminator_train_on_two_ranks_as_in_plain_torch(ranks, tmp_path, stage):
     ranks.call("against_plain:autoencoders_are_the_same", [(stage, 1), (stage, 2)], str(tmp_path), ranks=2)

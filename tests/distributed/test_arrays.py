@@ -29,15 +29,22 @@ def content(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.name != "manifest.json"}
 
 
-STAGES = ("evaluate", "select", "evaluate-images")
+STAGES = ["evaluate", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("select", "evaluate-images"))]
 
 
 @pytest.fixture(scope="module")
 def alone(chain, ranks, tmp_path_factory):
     root = tmp_path_factory.mktemp("alone")
-    for stage in STAGES:
-        ranks.run(stage, root / stage, configs(chain)[stage])
-    return root
+
+    class Alone:
+        """What one process makes, made when it is first asked for."""
+
+        def __truediv__(self, stage: str) -> Path:
+            if not (root / stage / "manifest.json").exists():
+                ranks.run(stage, root / stage, configs(chain)[stage])
+            return root / stage
+
+    return Alone()
 
 
 @pytest.mark.parametrize("stage", STAGES)

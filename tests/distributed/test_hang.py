@@ -146,6 +146,7 @@ def test_a_run_saves_and_leaves_before_its_job_ends_and_goes_on_in_the_next(conf
     assert steps(run) == STEPS
 
 
+@pytest.mark.slow
 def test_a_malformed_end_of_the_job_stops_before_the_first_step(config, tmp_path):
     said = hdtrain("train-classifier", config, "--out", tmp_path / "run", code=2, **{END_VARIABLES[0]: "tomorrow"})
     assert "HDTRAIN_JOB_END_TIME: expected the job's end in unix seconds" in said

@@ -96,6 +96,7 @@ def test_the_averages_are_written_down_on_the_way(whole):
     assert {name.partition("/")[0] for name in load_file(paths[0])} == {"ema_std_0.05", "ema_std_0.10"}
 
 
+@pytest.mark.slow
 def test_two_ranks_that_were_stopped_go_on_as_one(chain, ranks, whole, tmp_path):
     config, run = chain.config("ldm", duration=DURATION), tmp_path / "run"
     ranks.run("train-ldm", run, config, 2, code=3, signal_when=(signal.SIGTERM, lambda: len(rows(run)) > 9))

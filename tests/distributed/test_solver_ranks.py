@@ -2,10 +2,13 @@
 
 import signal
 
+import pytest
+
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.solver_sweep import read_solvers, read_speeds
 
 
+@pytest.mark.slow
 def test_two_ranks_that_were_killed_before_come_to_the_same_choice_as_one(chain, ranks, tmp_path):
     sampled = chain.config("candidates")
     config = {key: sampled[key] for key in ("denoiser", "decoder", "classifier")} | {

@@ -3,6 +3,7 @@
 import signal
 
 import pyarrow.parquet as pq
+import pytest
 
 from hdtrain.formats.manifest import read_manifest
 
@@ -24,6 +25,7 @@ def shards(run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "topped-up" / "shards").glob("*.tar"))}
 
 
+@pytest.mark.slow
 def test_two_ranks_that_were_killed_while_topping_up_end_with_the_bytes_of_one(chain, ranks, tmp_path):
     ungated = ranks.run("select", tmp_path / "ungated", config(chain, {}))
     rows = pq.read_table(ungated / "index.parquet").to_pylist()

@@ -48,6 +48,7 @@ def test_two_ranks_train_the_same_weights_as_one(chain, ranks, tmp_path, name, t
         assert {key: other[key] for key in figures} == pytest.approx({key: mine[key] for key in figures}, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_in_bf16_and_draw_their_pictures(chain, ranks, tmp_path):
     config = chain.config("ldm", engine={"precision": "bf16"}, duration={"images": 4})
     run = ranks.run("train-ldm", tmp_path / "run", config, 2)

@@ -51,6 +51,11 @@ def slides_recipe() -> dict:
         "prior": node("train-prior", **PRIOR, **train_config(16)),
         "grids": node("sample-grids", prior="@prior", count=2, every_class=True, steps=4, rows=3, columns=3),
         "painting": node("paint", **SIZE, grid={"source": "@embeddings", "name": "slides-dots-1"}),
+        "cells": node(
+            "shard", sources=[{**TILES, "path": "@painting/painting.png", "layout": "flat"}], duplicates="keep"
+        ),
+        "cells-embeddings": embed("@cells"),
+        "painting-fidelity": node("evaluate-fidelity", painting="@painting", made="@cells-embeddings"),
         "invented": node("paint", **SIZE, prior="@prior", label="stripes", rows=2, columns=3, prior_steps=4),
         "slides": node(
             "evaluate-slides", test=["@test-embeddings"], arms=arms, baseline="real", mil=small, seeds=[0, 1]
@@ -100,6 +105,12 @@ def test_a_slide_is_a_grid_with_its_class_and_the_prior_makes_such_grids(folder)
 def test_a_painting_has_32_pixels_a_cell_whether_the_grid_is_a_slides_or_the_priors(folder, name, size):
     assert "painting.png" in read_manifest(folder / "runs" / name).files
     assert Image.open(folder / "runs" / name / "painting.png").size == size
+
+
+def test_the_cells_of_a_painting_are_compared_with_its_grid(folder):
+    fidelity = read_fidelity(folder / "runs/painting-fidelity/results.json")
+    assert fidelity.num_images == fidelity.num_candidates == 12
+    assert 0 <= fidelity.metrics["rank_percentile"].value <= 1
 
 
 def test_variations_inherit_and_the_figures_are_there(folder):

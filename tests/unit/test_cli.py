@@ -61,8 +61,8 @@ def _cpu_sec(program: str) -> float:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_reports_a_misspelt_key(stage, capsys):
-    assert main([stage, "no_such_key=1", "--out", "run"]) == 2
-    assert "no_such_key: unknown key; valid keys: " in capsys.readouterr().err
+    assert main([stage, "qqqqqq=1", "--out", "run"]) == 2
+    assert "qqqqqq: unknown key; valid keys: " in capsys.readouterr().err
 
 
 def test_all_mistakes_come_at_once_with_the_nearest_key(cli, tmp_path):
@@ -154,14 +154,16 @@ def test_a_manifest_of_another_schema_version_is_refused_as_a_parent_and_made_ag
     assert "moves to shards.previous-" in shard("--dry-run").out
 
 
-def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, tmp_path):
+def test_a_second_command_at_the_same_directory_is_told_who_works_there(shard, cli, tmp_path):
     import fcntl
 
-    with (tmp_path / ".lock-shards").open("w") as lock:
+    shard()
+    with (tmp_path / ".lock-seen").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711")
         lock.flush()
-        assert "shards is in use by process 4711" in shard(code=2).err
+        done = cli("inspect", "images=shards", "--out", "seen", code=2)
+        assert "seen is in use by process 4711" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def vae_config(tmp_path: Path, hdtrain) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.slow
 def test_a_cancelled_training_saves_first_and_a_retry_goes_on_there(vae_config, hdtrain, states, tmp_path):
     hdtrain("launch", "train-vae", vae_config(4000), "--out", "runs/vae", "--cluster", "local")
     found = states("runs/vae", until=lambda found: (found["vae"]["progress"] or {}).get("step", 0) > 1)
@@ -162,6 +163,7 @@ def test_a_cancelled_training_saves_first_and_a_retry_goes_on_there(vae_config, 
     states("runs/vae", until=all_over)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_table_of_results_with_the_best_marked(vae_config, hdtrain, states, tmp_path):
     (tmp_path / "sweep.yaml").write_text("keys: {optim.lr: [1.0e-6, 0.002]}\n")
     config = vae_config(16, validation="data/test", validation_images=12)

@@ -1,14 +1,20 @@
 """The stage `encode`: what it caches is what plain diffusers computes, also around images that are broken."""
 
 import io
+import os
+import signal
+import time
 from dataclasses import replace
+from threading import Thread
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from tiny_chain import prepare, run_here
+from tiny_chain import prepare, run_here, signals_kept
 
+from hdtrain.distributed.stop import STOP
 from hdtrain.distributed.world import World
 from hdtrain.formats.claims import Claims
 from hdtrain.formats.manifest import publish, read_manifest
@@ -106,6 +112,12 @@ def test_too_many_broken_images_stop_the_stage_with_shard_and_key(chain, write, 
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
+def told_to_go_once_there(path) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_several_ranks_and_a_restart_count_all_broken_images_together(chain, write, tmp_path, capsys):
     config = config_of(chain, write, "some", {1, 7}, 0.1)
     prepare("encode", tmp_path / "run", config)
@@ -113,7 +125,13 @@ def test_several_ranks_and_a_restart_count_all_broken_images_together(chain, wri
     with Claims(context.run.claims) as others:
         assert others.take("latents-000000.tar")
         assert others.take("latents-000002.tar")
-        encode.run(resolved, replace(context, world=World(rank=1, size=2)))  # one broken image each: none sees too many
+        # One broken image each: none sees too many. Rank 1 waits for what the others have in hand, until it is told to go.
+        gone = Thread(target=told_to_go_once_there, args=(context.run.shards / "latents-000001.json",))
+        gone.start()
+        with pytest.raises(SystemExit, match="3"), signals_kept():
+            encode.run(resolved, replace(context, world=World(rank=1, size=2)))
+        gone.join()
+        STOP.number = 0
     assert run_here("encode", tmp_path / "run", config) == 2
     assert "2 broken images of 13" in capsys.readouterr().err
     assert not (tmp_path / "run" / "manifest.json").exists()

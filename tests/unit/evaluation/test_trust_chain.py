@@ -138,6 +138,7 @@ def test_arm_figures_agree_with_torchmetrics_on_the_predictions_on_disk(evaluati
     assert metrics["calibration_error"].value == pytest.approx(float(error), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_same_results(chain, copies, results, tmp_path):
     directory = prepare("evaluate", tmp_path / "run", _config(chain, copies))
     base = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29773"}

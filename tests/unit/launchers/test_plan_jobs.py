@@ -1,6 +1,8 @@
 """What `hdtrain launch` finds before anything is in a queue: every mistake at once; what is done is left out."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,12 @@ PROFILE = {
     "resources": {"gpu": {"nodes": 3, "gpus_per_node": 8, "time": 600}, "cpu": {"time": 600}},
     "min_free_gb": 0.001,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch):
+    """A machine that has SLURM's commands and no controller would look for one in the DNS, for 20 s a test."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ PARAMETERS = {
     "ldm4-cond": 400_920_579,
     "small": 3_890_755,
     "tiny": 1_806_275,
+    "small-cond": 5_598_499,
+    "tiny-cond": 2_451_011,
 }
 
 
@@ -85,14 +87,16 @@ def test_a_size_that_the_levels_cannot_halve_is_refused(preset, size, multiple):
         build_denoiser(preset, 3, size)
 
 
-def test_a_preset_with_a_condition_is_none_of_train_ldm():
-    assert set(typing.get_args(DenoiserPreset)) == {name for name, size in DENOISERS.items() if not size.context_dim}
-    config = {"latents": "a", "vae": "b", "duration": {"images": 1}, "preset": "ldm4-cond"}
+def test_embeddings_need_a_preset_that_can_look_at_them():
+    assert set(typing.get_args(DenoiserPreset)) == set(DENOISERS)
+    config = {"latents": "a", "vae": "b", "duration": {"images": 1}, "embeddings": ["c"]}
+    validate(TrainLdmConfig, {**config, "preset": "ldm4-cond"}, "x")
     with pytest.raises(ConfigError) as caught:
-        validate(TrainLdmConfig, config, "x")
+        validate(TrainLdmConfig, {**config, "preset": "histodiff"}, "x")
     (problem,) = caught.value.problems
-    assert problem.startswith("preset: ")
-    assert "'histodiff'" in problem
+    assert "'histodiff' cannot look at embeddings; choose ldm4-cond, small-cond, tiny-cond" in problem
+    with pytest.raises(ConfigError, match="'tiny' cannot look at embeddings"):
+        build_denoiser("tiny", 3, 16, embedding_dim=6)
 
 
 @pytest.mark.parametrize(("shape_of", "kind"), [("histodiff", UNet2DModel), ("ldm4-cond", UNet2DConditionModel)])

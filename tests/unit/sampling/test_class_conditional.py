@@ -79,6 +79,7 @@ def test_training_makes_the_classes_differ_and_the_manifest_names_them(denoiser)
     assert (denoiser / "model/scheduler/scheduler_config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_class_is_hidden_as_often_as_asked(chain, tmp_path):
     """Embeddings move only where their class was seen: then they depend on the learning rate."""
 

@@ -131,7 +131,7 @@ def test_a_machine_that_fails_ends_the_others(make_images: MakeImages, tmp_path:
         assert process.returncode == 2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_again_and_again_at_any_moment_with_other_numbers_of_processes(
     mixed: Path, alone: Run, tmp_path: Path, seed: int
 ) -> None:
