@@ -125,7 +125,7 @@ def test_several_ranks_and_a_restart_count_all_broken_images_together(chain, wri
     with Claims(context.run.claims) as others:
         assert others.take("latents-000000.tar")
         assert others.take("latents-000002.tar")
-        # One broken image each: none sees too many. Rank 1 waits for what the others have in hand, until it is told to go.
+        # One broken image each: none sees too many. Rank 1 waits for what the others have in hand, till told to go.
         gone = Thread(target=told_to_go_once_there, args=(context.run.shards / "latents-000001.json",))
         gone.start()
         with pytest.raises(SystemExit, match="3"), signals_kept():
