@@ -105,8 +105,10 @@ class PaintConfig(PriorConditions):
     """w of ε_u + w·(ε_c − ε_u); 1 is the condition alone."""
     stride: int | None = Field(None, ge=1)
     """Places on the latent canvas from one window to the next; None: a quarter of the window."""
-    weights: Literal["uniform", "gaussian"] = "uniform"
-    """Of a window's places in the average of ẑ_0."""
+    weights: Literal["uniform", "gaussian", "cosine"] = "cosine"
+    """Of a window's places in the average of ẑ_0. Published: `uniform`, whose borders show (docs/benchmarks)."""
+    blend: Literal["uniform", "gaussian", "cosine"] = "cosine"
+    """Of a window's pixels in the average of what was decoded. Published: `gaussian`."""
     noise: Literal["released_code"] | Annotated[float, Field(ge=0, le=1)] = "released_code"
     """σ of a step: as in the released notebook, or η of DDIM."""
     clip_latents: float | None = Field(None, gt=0)

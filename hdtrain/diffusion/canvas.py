@@ -22,7 +22,7 @@ from hdtrain.diffusion.schedule import NoiseSchedule, timesteps_of
 from hdtrain.diffusion.slerp import slerp
 from hdtrain.errors import HdtrainError
 
-Weights = Literal["uniform", "gaussian"]
+Weights = Literal["uniform", "gaussian", "cosine"]
 NoiseLevel = Literal["released_code"] | float
 """How noisy a step is: the released notebook's σ, or η of DDIM."""
 
@@ -36,9 +36,15 @@ WIDTH = 0.8
 
 
 def profile(weights: Weights, window: int) -> Float64[Tensor, " w"]:
-    """Weight of a window's places along one axis; the weight of a place is the product over both axes."""
+    """Weight of a window's places along one axis; the weight of a place is the product over both axes.
+
+    `cosine` is sin², which alone of the three comes to nothing at a window's border: where windows do not agree, the
+    mean has a step at the border of each of the others.
+    """
     if weights == "uniform":
         return torch.ones(window, dtype=torch.float64)
+    if weights == "cosine":
+        return torch.sin(torch.pi * (torch.arange(window, dtype=torch.float64) + 0.5) / window) ** 2
     return torch.exp(-((torch.linspace(-1, 1, window, dtype=torch.float64) / WIDTH) ** 2))
 
 

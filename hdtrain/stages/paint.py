@@ -21,6 +21,9 @@ from hdtrain.sampling.prior import one_grid
 from hdtrain.stages.base import StageContext
 from hdtrain.text import counted
 
+_SAID = ("steps", "guidance", "noise", "weights", "blend", "precision", "seed")
+"""Keys that the manifest repeats."""
+
 
 def run(config: PaintConfig, context: StageContext) -> None:
     """Run the stage."""
@@ -61,7 +64,7 @@ def run(config: PaintConfig, context: StageContext) -> None:
             "stride": plan.stride,
             "windows": plan.num_windows,
             "factor": plan.factor,
-            **{name: getattr(config, name) for name in ("steps", "guidance", "noise", "weights", "precision", "seed")},
+            **{name: getattr(config, name) for name in _SAID},
             "seams": {name: report.as_dict() for name, report in seams.items()},
         },
     )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hdtrain.diffusion.canvas import add_windows, coverage, cut, mean_of, profile
+from hdtrain.diffusion.canvas import Weights, add_windows, coverage, cut, mean_of, profile
 from hdtrain.distributed.collectives import all_reduce_sum
 from hdtrain.distributed.world import World
 from hdtrain.models.autoencoder import to_uint8
@@ -32,15 +32,17 @@ class CanvasDecoder:
         plan: sizes.
         models: frozen.
         world: this rank's place.
+        blend: weights of a window's pixels.
     """
 
     plan: PaintPlan
     models: PaintModels
     world: World
+    blend: Weights = "gaussian"
 
     def __post_init__(self) -> None:
         factor, plan = self.plan.factor, self.plan
-        self._weights = profile("gaussian", plan.window * factor)
+        self._weights = profile(self.blend, plan.window * factor)
         height, width = plan.pixels
         self._rows = coverage([start * factor for start in plan.row_starts], self._weights, height)
         self._columns = coverage([start * factor for start in plan.column_starts], self._weights, width)

@@ -121,7 +121,7 @@ class Painter:
             pixels.make()
         windows = self.plan.num_windows
         begin = self.plan.band_windows(first).start if first < self.plan.num_bands else windows
-        decoder = CanvasDecoder(self.plan, self.models, self.world)
+        decoder = CanvasDecoder(self.plan, self.models, self.world, self.config.blend)
         done = first
         with self._progress("decode", windows, begin) as progress:
 
