@@ -76,7 +76,8 @@ def spread_embeddings(unet: Denoiser2D, sample: Float[Tensor, "n k d"]) -> None:
     spread = (unit - (unit @ shared)[:, None] * shared).std(dim=0, correction=0)
     if not spread.any():  # one embedding says nothing of how others differ
         return
-    weight: Tensor = unet.encoder_hid_proj.weight
+    projection: Any = unet.encoder_hid_proj
+    weight: Tensor = projection.weight
     with torch.no_grad():
         nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         weight /= spread.clamp(min=_LEAST_SPREAD * float(spread.mean()))
