@@ -95,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--only", action="append", default=[], metavar="NODE", help="run this node alone; may be given again"
     )
+    command.add_argument(
+        "--until",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="this node and all that it needs; may be given again",
+    )
     _common(command, "VARIABLE=value or NODE.dotted.key=value")
     for name, summary, function, arguments in _OF_RUNS:
         command = _command(commands, name, summary, function)
@@ -234,14 +241,14 @@ def _help_out(args: argparse.Namespace, config: Config, directory: Path, source:
 
 def run(args: argparse.Namespace) -> int:
     """`hdtrain run`: a recipe."""
-    only = args.only
     recipe = load_recipe(args.recipe, args.overrides, args.out, args.ranks)
+    nodes = recipe.choose(args.only, args.until)
     if args.dry_run:
-        rows = [(node.name, node.stage, str(state or "to do")) for node, state in plan(recipe, only)]
+        rows = [(node.name, node.stage, str(state or "to do")) for node, state in plan(recipe, nodes)]
         print(table([("node", "stage", f"in {recipe.out}"), *rows]))
         return 0
     with LocalLauncher(warm=True) as launcher:
-        ended = run_recipe(recipe, launcher, only)
+        ended = run_recipe(recipe, nodes, launcher)
     return _summary(recipe, ended)
 
 

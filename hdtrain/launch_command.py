@@ -59,6 +59,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cluster", metavar="NAME", help="a profile: a file, a name in configs/cluster, or `local`")
     command.add_argument("--out", type=Path, metavar="DIR", help="as for the stage or the recipe")
     command.add_argument("--only", action="append", default=[], metavar="NODE", help="this node of a recipe alone")
+    command.add_argument("--until", action="append", default=[], metavar="NODE", help="this node and all that it needs")
     command.add_argument("--sweep", type=Path, metavar="SWEEP.yaml", help="lists and ranges over keys of a stage")
     command.add_argument("--dry-run", action="store_true", help="check everything, show the plan and the scripts")
     command.add_argument(
@@ -151,12 +152,14 @@ def read_target(args: argparse.Namespace) -> Target:
         raise HdtrainError(f"launch: '{args.target}' is neither a stage nor a recipe's file{hint}")
     if args.sweep:
         raise HdtrainError("--sweep is over a stage's keys; for a recipe, launch it with other overrides and --out")
-    mistakes = unknown_nodes(args.only, nodes) if isinstance(nodes := read_yaml(path).get("stages"), dict) else []
+    nodes = read_yaml(path).get("stages")
+    mistakes = unknown_nodes(args.only, args.until, nodes) if isinstance(nodes, dict) else []
     try:
         recipe = load_recipe(path, args.overrides, args.out)
     except ConfigError as error:
         raise ConfigError(error.source, [*mistakes, *error.problems]) from None
-    chosen = [node for node in recipe.nodes if not args.only or node.name in args.only]
+    known = {node.name for node in recipe.nodes}
+    chosen = recipe.choose(*(known.intersection(names) for names in (args.only, args.until)))
     names = {node.name for node in chosen}
     steps = [
         Step(node.name, node.stage, node.config, node.directory, tuple(p for p in node.parents if p in names))
@@ -168,8 +171,8 @@ def read_target(args: argparse.Namespace) -> Target:
 def _stage_target(args: argparse.Namespace) -> Target:
     if args.out is None:
         raise HdtrainError("launch: --out is missing: the run directory of the stage")
-    if args.only:
-        raise HdtrainError("--only belongs to a recipe")
+    if args.only or args.until:
+        raise HdtrainError("--only and --until belong to a recipe")
     source = "command line" if args.config == "-" else args.config
     tree = {} if args.config == "-" else read_yaml(Path(args.config))
     for key, value in parse_overrides(args.overrides).items():

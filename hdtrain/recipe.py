@@ -19,7 +19,7 @@ import difflib
 import graphlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,20 +84,26 @@ class Recipe:
     out: Path
     nodes: tuple[Node, ...]
 
-    def choose(self, only: Collection[str]) -> list[Node]:
-        """The nodes named, in order; all of them when none is.
+    def choose(self, only: Collection[str] = (), until: Collection[str] = ()) -> list[Node]:
+        """The nodes of `only`, and those of `until` with all that these need, in order; all of them when none is named.
 
         Raises:
             ConfigError: a name that is no node's.
         """
-        if unknown := unknown_nodes(only, [node.name for node in self.nodes]):
+        if unknown := unknown_nodes(only, until, [node.name for node in self.nodes]):
             raise ConfigError(self.source, unknown)
-        return [node for node in self.nodes if not only or node.name in only]
+        needed = set(until)
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.parents)
+        chosen = needed.union(only)
+        return [node for node in self.nodes if not chosen or node.name in chosen]
 
 
-def unknown_nodes(only: Collection[str], names: Collection[str]) -> list[str]:
-    """A line for every name after `--only` that is no node's."""
-    return [f"--only: no node '{name}'{_nearest(name, names)}" for name in only if name not in names]
+def unknown_nodes(only: Collection[str], until: Collection[str], names: Collection[str]) -> list[str]:
+    """A line for every name after `--only` and `--until` that is no node's."""
+    given = [("--only", name) for name in only] + [("--until", name) for name in until]
+    return [f"{option}: no node '{name}'{_nearest(name, names)}" for option, name in given if name not in names]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), out: Path | None = None, ranks: int | None = None) -> Recipe:
@@ -316,11 +322,11 @@ def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     return f"; there are: {', '.join(names)}" if names else ""
 
 
-def plan(recipe: Recipe, only: Collection[str] = ()) -> list[tuple[Node, State | None]]:
+def plan(recipe: Recipe, nodes: Sequence[Node]) -> list[tuple[Node, State | None]]:
     """What `run_recipe` would find; None where a parent must run first."""
     pending: set[str] = set()
     found: list[tuple[Node, State | None]] = []
-    for node in recipe.choose(only):
+    for node in nodes:
         state = None if pending & set(node.parents) else inspect(node.stage, node.config, node.directory, recipe.source)
         if state is None or state.status != "done":
             pending.add(node.name)
@@ -329,10 +335,9 @@ def plan(recipe: Recipe, only: Collection[str] = ()) -> list[tuple[Node, State |
 
 
 def run_recipe(
-    recipe: Recipe, launcher: Launcher, only: Collection[str] = (), say: Callable[[str], None] = print
+    recipe: Recipe, nodes: Sequence[Node], launcher: Launcher, say: Callable[[str], None] = print
 ) -> list[tuple[Node, Outcome | None]]:
     """Run what is not done yet, parents first, up to the first stage that fails; None stands for `not run`."""
-    nodes = recipe.choose(only)
     ended: list[tuple[Node, Outcome | None]] = []
     for node in nodes:
         source = f"{recipe.source}: {node.name}"

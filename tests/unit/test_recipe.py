@@ -194,6 +194,17 @@ def test_a_mistake_found_by_the_stage_does_not_cost_the_published_run(recipe, hd
     assert tar.stat().st_ino == inode
 
 
+def test_until_a_node_runs_what_it_needs_and_no_more(recipe, hdtrain, make_images):
+    make_images("raw", {"a": 3, "b": 2})
+    path = recipe({"checked": VERIFY, "again": VERIFY, "shards": SHARDS})
+    said = hdtrain("run", path, "--until", "checked").out
+    assert [line.split()[:3] for line in said.splitlines()[-2:]] == [
+        ["shards", "shard", "done"],
+        ["checked", "verify", "done"],
+    ]
+    assert "--until: no node 'cheked'; did you mean 'checked'?" in hdtrain("run", path, "--until", "cheked", code=2).err
+
+
 def test_only_a_node_whose_parent_is_missing_says_so(recipe, hdtrain):
     path = recipe({"checked": VERIFY, "shards": SHARDS})
     error = hdtrain("run", path, "--only", "checked", code=2).err

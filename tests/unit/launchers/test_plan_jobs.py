@@ -76,9 +76,10 @@ def test_a_mistake_of_the_profile_alone_is_told_under_its_file(plan):
     [({"optim": {"lr": -1}}, "optim.lr: "), (train_config(16, batch=16), "16 images cannot be split")],
 )
 def test_a_node_that_only_does_not_find_is_told_with_the_other_mistakes(plan, more, other):
-    said = plan({"shards": shard(), "vae": vae(**more)}, "--only", "shards", "--only", "vaee", "--only", "vae")
-    assert "2 problems" in said
+    said = plan({"shards": shard(), "vae": vae(**more)}, "--only", "vaee", "--until", "vae", "--until", "shard")
+    assert "3 problems" in said
     assert "--only: no node 'vaee'; did you mean 'vae'?" in said
+    assert "--until: no node 'shard'; did you mean 'shards'?" in said
     assert f"  vae: {'on 3 nodes: batch: ' if 'split' in other else ''}{other}" in said
 
 
