@@ -30,7 +30,7 @@ class ImportConfig(Config):
     part: Literal["autoencoder", "denoiser"]
     """What of it is published."""
     latent_scale: float | None = Field(None, gt=0)
-    """Of an autoencoder; None: what the file says."""
+    """Of an autoencoder; None: what the file says, and 1 for a VQ model whose file says nothing."""
     resolution: int | None = Field(None, ge=8)
     """Pixels a side that an autoencoder, or a denoiser of pixels, works at; None: what the file says."""
     resize: Literal["squash", "crop"] = "squash"

@@ -1,4 +1,4 @@
-"""The latent autoencoder (LAE): diffusers' AutoencoderKL by preset, and the codec that carries its latent scale."""
+"""The latent autoencoder (LAE): diffusers' AutoencoderKL by preset, and the codecs that carry a latent scale."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hdtrain.config.presets import AUTOENCODERS
 from hdtrain.formats.manifest import check_files, read_manifest
 from hdtrain.formats.run_dir import RunDir
+
+Autoencoder = AutoencoderKL | VQModel
+AUTOENCODER_CLASSES: dict[str, type[Autoencoder]] = {model.__name__: model for model in (AutoencoderKL, VQModel)}
+"""By the name that diffusers writes into `config.json`. Ours are trained as the first; the second is imported."""
 
 
 def build_autoencoder(preset: str, resolution: int) -> AutoencoderKL:
@@ -45,7 +50,7 @@ def to_uint8(images: Float[Tensor, "n 3 h w"]) -> Tensor:
 class LatentCodec(nn.Module):
     """Pixels ↔ scaled latents z0 = s·E(x), with s stored beside the weights."""
 
-    def __init__(self, vae: AutoencoderKL, scale: float):
+    def __init__(self, vae: Autoencoder, scale: float):
         super().__init__()
         self.vae, self.scale = vae, scale
 
@@ -58,7 +63,11 @@ class LatentCodec(nn.Module):
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent."""
         factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        return int(self.vae.config["latent_channels"]), self.resolution // factor, self.resolution // factor
+        return self._channels, self.resolution // factor, self.resolution // factor
+
+    @property
+    def _channels(self) -> int:
+        return int(self.vae.config["latent_channels"])
 
     def moments(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
         """Posterior mean and std, unscaled; logvar clamped to [−30, 20]."""
@@ -69,10 +78,46 @@ class LatentCodec(nn.Module):
         """z0 = s·(μ + σ·ε)."""
         return (mean + std * noise) * self.scale
 
+    def decoder_input(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """What the decoder is given for an unscaled latent: z itself."""
+        return z
+
     def decode(self, z0: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
         """x̂ = D(z0 / s)."""
-        decoded: Tensor = self.vae.decode(z0 / self.scale).sample
+        vae: Any = self.vae
+        decoded: Tensor = vae.decoder(vae.post_quant_conv(self.decoder_input(z0 / self.scale)))
         return decoded
+
+
+class QuantisedCodec(LatentCodec):
+    """Of a VQModel: z is the encoder's output before quantisation, and the decoder is given the nearest codes.
+
+    Source: Rombach et al. 2022, section 3.1 and appendix D.1 (VQ-regularised latents; LDM's VQModelInterface).
+    """
+
+    vae: VQModel
+
+    @property
+    def _channels(self) -> int:
+        return int(self.vae.quantize.embedding.embedding_dim)
+
+    def moments(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+        """The latent, unscaled, and a std of 0: nothing is drawn."""
+        z: Tensor = self.vae.encode(x).latents
+        return z, torch.zeros_like(z)
+
+    def decoder_input(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The nearest code (L2) of every position.
+
+        One image at a time: distances to all codes are h·w·K numbers an image (128 MiB for VQ-f4 at 256 px), and at a
+        near tie the choice must not depend on what else is in the batch.
+        """
+        return torch.cat([self.vae.quantize(each)[0] for each in z.split(1)])
+
+
+def make_codec(vae: Autoencoder, scale: float) -> LatentCodec:
+    """The codec of an autoencoder, by its class."""
+    return (QuantisedCodec if isinstance(vae, VQModel) else LatentCodec)(vae, scale)
 
 
 class PixelCodec:
@@ -117,14 +162,27 @@ def load_autoencoder(directory: Path, device: torch.device | None = None) -> Pub
     """Load a published autoencoder (plain or adapted), frozen, in eval mode."""
     manifest = read_manifest(directory, ("autoencoder",))
     check_files(directory, manifest)
-    vae = AutoencoderKL.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
+    model: Any = _class_of(directory)
+    vae = model.from_pretrained(RunDir(directory).model, local_files_only=True, low_cpu_mem_usage=False)
     vae.requires_grad_(False).eval()
-    codec = LatentCodec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
+    codec = make_codec(vae, float(manifest.info["latent_scale"])).to(device or torch.device("cpu"))
     return PublishedAutoencoder(codec, manifest.info)
 
 
-def encoder_id(vae: AutoencoderKL) -> str:
-    """sha256 over the encoder's weights, in name order."""
+def published_architecture(directory: Path) -> Autoencoder:
+    """A published autoencoder's class and sizes, with fresh weights."""
+    model: Any = _class_of(directory)
+    vae: Autoencoder = model.from_config(model.load_config(RunDir(directory).model, local_files_only=True))
+    return vae
+
+
+def _class_of(directory: Path) -> type[Autoencoder]:
+    config = AutoencoderKL.load_config(RunDir(directory).model, local_files_only=True)
+    return AUTOENCODER_CLASSES[config["_class_name"]]
+
+
+def encoder_id(vae: Autoencoder) -> str:
+    """sha256 over the encoder's weights, in name order; those of codes and decoder are not of the latent space."""
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):

@@ -1,4 +1,4 @@
-"""CompVis's latent-diffusion state dicts as diffusers': the unconditional U-Net and the KL autoencoder.
+"""CompVis's latent-diffusion state dicts as diffusers': the unconditional U-Net, the KL and the VQ autoencoder.
 
 Their shapes give the architecture; the tensors are then renamed one for one, and every one must find its place.
 Source: Rombach et al. 2022, github.com/CompVis/latent-diffusion, `openaimodel.py` and `diffusionmodules/model.py`.
@@ -36,6 +36,7 @@ _KL_MODULES = (
     (r"conv_norm_out", "norm_out"),
 )
 _NOT_WEIGHTS = ("loss.", "model_ema.")
+_CODES = "quantize.embedding.weight"
 NORM_GROUPS = 32
 """Of every group normalisation; not in the file."""
 
@@ -72,7 +73,7 @@ def autoencoder_weights(state: State) -> dict[str, Tensor]:
     """The first stage's tensors of a whole checkpoint, or of one that holds nothing else; its losses are left out.
 
     Raises:
-        CheckpointError: there is no first stage, or it is vector-quantised.
+        CheckpointError: there is no first stage.
     """
     prefix = next((p for p in ("first_stage_model.", "") if f"{p}encoder.conv_in.weight" in state), None)
     if prefix is None:
@@ -81,11 +82,6 @@ def autoencoder_weights(state: State) -> dict[str, Tensor]:
             f"found {_some(state)}"
         )
     found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if any(name.startswith("quantize.") for name in found):
-        raise CheckpointError(
-            "its first stage is vector-quantised (VQ); hdtrain has KL autoencoders only: import one of those, "
-            "or train one with train-vae"
-        )
     return {name: value for name, value in found.items() if not name.startswith(_NOT_WEIGHTS)}
 
 
@@ -140,21 +136,28 @@ def unet_architecture(state: State, head_channels: int) -> dict[str, Any]:
     }
 
 
+def is_quantised(state: State) -> bool:
+    """Whether `autoencoder_weights` are a VQModel's; else they are an AutoencoderKL's."""
+    return _CODES in state
+
+
 def autoencoder_architecture(state: State) -> dict[str, Any]:
-    """Keyword arguments of diffusers' AutoencoderKL, from the shapes of `autoencoder_weights`.
+    """Keyword arguments of diffusers' AutoencoderKL or VQModel, from the shapes of `autoencoder_weights`.
 
     Raises:
         CheckpointError: one without the two 1×1 convolutions around the latent, or of uneven levels.
     """
     missing = [name for name in ("quant_conv.weight", "post_quant_conv.weight") if name not in state]
     if missing:
-        raise CheckpointError(f"its autoencoder has no {missing[0]}; hdtrain's KL autoencoders have one")
+        raise CheckpointError(f"its autoencoder has no {missing[0]}; hdtrain's autoencoders have one")
     levels = _count(state, r"encoder\.down\.(\d+)\.", first=0)
     layers = [_count(state, rf"encoder\.down\.{level}\.block\.(\d+)\.", first=0) for level in range(levels)]
     if len(set(layers)) != 1:
         raise CheckpointError(f"the levels of its encoder have {layers} residual blocks; expected the same number")
     attends = [f"encoder.down.{level}.attn.0.q.weight" in state for level in range(levels)]
+    codes = state[_CODES].shape if is_quantised(state) else ()
     return {
+        **dict(zip(("num_vq_embeddings", "vq_embed_dim"), codes, strict=False)),
         "in_channels": _found(state, "encoder.conv_in.weight").shape[1],
         "out_channels": _found(state, "decoder.conv_out.weight").shape[0],
         "block_out_channels": tuple(
@@ -194,7 +197,7 @@ def convert_unet(state: State, architecture: Mapping[str, Any], shapes: Mapping[
 def convert_autoencoder(
     state: State, architecture: Mapping[str, Any], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """`autoencoder_weights` under the names of an AutoencoderKL of this architecture, in fp32.
+    """`autoencoder_weights` under the names of an AutoencoderKL or VQModel of this architecture, in fp32.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape, or left over.
@@ -271,7 +274,7 @@ def _of_all_heads(qkv: Tensor, part: int, head_channels: int) -> Tensor:
 
 
 def _kl_source(name: str, last: int) -> str:
-    """The CompVis name of one parameter of an AutoencoderKL; CompVis counts the decoder's levels from the finest."""
+    """The CompVis name of one parameter of an autoencoder; CompVis counts the decoder's levels from the finest."""
     name = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{last - int(match[1])}", name)
     for pattern, replacement in _KL_MODULES:
         name = re.sub(pattern, replacement, name)

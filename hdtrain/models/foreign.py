@@ -5,11 +5,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -19,14 +20,15 @@ from hdtrain.config.load import validate
 from hdtrain.config.training import NoiseScheduleConfig, Prediction
 from hdtrain.errors import CheckpointError, WeightsError
 from hdtrain.models import compvis
+from hdtrain.models.autoencoder import AUTOENCODER_CLASSES, Autoencoder
 from hdtrain.models.denoiser import Denoiser2D
 
+ModelT = TypeVar("ModelT")
 LDM_SCHEDULE = NoiseScheduleConfig(kind="scaled_linear", beta_start=0.0015, beta_end=0.0195)
 """What LDM trains with unless its config says otherwise."""
 _BETAS = {"linear": 1.0, "scaled_linear": 0.5}
 """The power of β in which a schedule is linear."""
 _SCHEDULER_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-_AUTOENCODER = AutoencoderKL.__name__
 _DENOISERS: dict[str, type[Denoiser2D]] = {model.__name__: model for model in (UNet2DModel, UNet2DConditionModel)}
 _CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "addition_embed_type")
 """Settings of a U-Net that looks at more than z_t, t and tokens."""
@@ -36,10 +38,15 @@ _CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "
 class ForeignAutoencoder:
     """An autoencoder in fp32; `latent_scale` and `resolution` are None where its files do not say."""
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     source: str
     latent_scale: float | None
     resolution: int | None
+
+    @property
+    def usual_scale(self) -> float | None:
+        """The scale where neither files nor user say one: LDM leaves the latents of a VQModel as they are."""
+        return 1.0 if isinstance(self.vae, VQModel) else None
 
 
 @dataclass(frozen=True)
@@ -52,30 +59,35 @@ class ForeignDenoiser:
     prediction: Prediction | None
     latent_scale: float | None
     """Of the latents that it was trained on."""
-    vae: AutoencoderKL | None
+    vae: Autoencoder | None
     """The autoencoder that lies beside it."""
     other_vae: str | None = None
     """Class of an autoencoder beside it that is none of ours."""
 
 
 def autoencoder_from_folder(folder: Path) -> ForeignAutoencoder:
-    """Read an AutoencoderKL from its own folder or from a pipeline's.
+    """Read an AutoencoderKL or a VQModel from its own folder or from a pipeline's.
 
     Raises:
-        WeightsError: there is none, it is damaged, or its latents are not z0 = s·z.
+        WeightsError: there is none, it is damaged, its latents are not z0 = s·z, or its decoder is of another build.
     """
-    component = _component(folder, _AUTOENCODER)
+    component = _component(folder, *AUTOENCODER_CLASSES)
     config = _read_json(component / "config.json")
+    model = _class_of(component, config, AUTOENCODER_CLASSES)
     foreign = [name for name in ("shift_factor", "latents_mean", "latents_std") if config.get(name) is not None]
     if foreign:
         raise WeightsError(f"{component}: its latents have a {foreign[0]}; hdtrain scales latents by one factor only")
     for name in ("use_quant_conv", "use_post_quant_conv"):
         if not config.get(name, True):
             raise WeightsError(f"{component}: {name} is false; hdtrain's autoencoders have these convolutions")
-    vae: AutoencoderKL = _load(AutoencoderKL, component)
+    if config.get("norm_type", "group") != "group":
+        raise WeightsError(
+            f"{component}: norm_type is '{config['norm_type']}' (MoVQ); hdtrain's decoders have group normalisation"
+        )
+    vae: Autoencoder = _load(model, component)
     scale, resolution = config.get("scaling_factor"), config.get("sample_size")
     return ForeignAutoencoder(
-        vae, f"diffusers {_AUTOENCODER}", None if scale is None else float(scale), square(resolution)
+        vae, f"diffusers {model.__name__}", None if scale is None else float(scale), square(resolution)
     )
 
 
@@ -90,7 +102,7 @@ def denoiser_from_folder(folder: Path) -> ForeignDenoiser:
     """
     component = _component(folder, *_DENOISERS)
     config = _read_json(component / "config.json")
-    model = _DENOISERS[config["_class_name"]]
+    model = _class_of(component, config, _DENOISERS)
     for key in _CONDITIONS:
         if config.get(key):
             raise WeightsError(
@@ -99,8 +111,8 @@ def denoiser_from_folder(folder: Path) -> ForeignDenoiser:
     unet: Denoiser2D = _load(model, component)
     schedule, prediction = _schedule(folder)
     classes = _components(folder)
-    ours = autoencoder_from_folder(folder) if _AUTOENCODER in classes.values() else None
-    other = next((name for name in classes.values() if name in ("VQModel", "AutoencoderTiny")), None)
+    ours = autoencoder_from_folder(folder) if AUTOENCODER_CLASSES.keys() & set(classes.values()) else None
+    other = next((name for name in classes.values() if name == "AutoencoderTiny"), None)
     return ForeignDenoiser(
         unet,
         f"diffusers {model.__name__}",
@@ -116,12 +128,12 @@ def autoencoder_from_compvis(path: Path, state: Mapping[str, Tensor]) -> Foreign
     """The first stage of a CompVis checkpoint, whose tensors are `state`.
 
     Raises:
-        WeightsError: it holds none, or one that AutoencoderKL is not.
+        WeightsError: it holds none, or one that neither AutoencoderKL nor VQModel is.
     """
     try:
         weights = compvis.autoencoder_weights(state)
         architecture = compvis.autoencoder_architecture(weights)
-        vae = AutoencoderKL(**architecture)
+        vae = (VQModel if compvis.is_quantised(weights) else AutoencoderKL)(**architecture)
         vae.load_state_dict(compvis.convert_autoencoder(weights, architecture, _shapes(vae)))
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -142,13 +154,20 @@ def denoiser_from_compvis(path: Path, state: Mapping[str, Tensor], head_channels
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None
     schedule = _schedule_of_betas(path, state["betas"]) if "betas" in state else LDM_SCHEDULE
-    vae, other = None, None
-    if "first_stage_model.encoder.conv_in.weight" in state:
-        if any(name.startswith("first_stage_model.quantize.") for name in state):
-            other = "VQModel"
-        else:
-            vae = autoencoder_from_compvis(path, state).vae
+    vae, other = _first_stage(path, state)
     return ForeignDenoiser(unet, f"CompVis U-Net, {kind} weights", schedule, "epsilon", _scale(state), vae, other)
+
+
+def _first_stage(path: Path, state: Mapping[str, Tensor]) -> tuple[Autoencoder | None, str | None]:
+    """The autoencoder beside a U-Net, or what it is where it quantises in a way that VQModel does not."""
+    if "first_stage_model.encoder.conv_in.weight" not in state:
+        return None, None
+    try:
+        return autoencoder_from_compvis(path, state).vae, None
+    except WeightsError:
+        if not any(name.startswith("first_stage_model.quantize.") for name in state):
+            raise
+        return None, "VQ model of another build"
 
 
 def _components(folder: Path) -> dict[str, str]:
@@ -164,7 +183,7 @@ def _components(folder: Path) -> dict[str, str]:
 
 
 def _component(folder: Path, *wanted: str) -> Path:
-    """The folder of the model of one of the classes `wanted`: `folder` itself or one below it."""
+    """The folder of the model of one of the classes `wanted`: `folder` itself, or what a pipeline's index names."""
     components = _components(folder)
     if components:
         found = [name for name, name_of_class in components.items() if name_of_class in wanted]
@@ -178,10 +197,19 @@ def _component(folder: Path, *wanted: str) -> Path:
         raise WeightsError(
             f"{folder} is no folder of diffusers': expected model_index.json (a pipeline) or config.json (a model)"
         )
-    found_class = _read_json(folder / "config.json").get("_class_name")
-    if found_class not in wanted:
-        raise WeightsError(f"{folder}: its config.json is of class {found_class}, expected {' or '.join(wanted)}")
     return folder
+
+
+def _class_of(component: Path, config: Mapping[str, Any], known: Mapping[str, type[ModelT]]) -> type[ModelT]:
+    """The class that a model's own config names, which a pipeline's index need not agree with.
+
+    Raises:
+        WeightsError: hdtrain has none of that name.
+    """
+    name = str(config.get("_class_name"))
+    if name not in known:
+        raise WeightsError(f"{component}: its config.json is of class {name}, expected {' or '.join(known)}")
+    return known[name]
 
 
 def _load(model: type[ModelMixin], folder: Path) -> Any:

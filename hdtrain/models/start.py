@@ -43,7 +43,10 @@ def start_from(fresh: ModelT, directory: Path | None) -> ModelT:
     if (found_class, model) == (UNet2DModel.__name__, UNet2DConditionModel):
         return _with_convolutions(fresh, folder, directory)
     if found_class != model.__name__:
-        raise CheckpointError(f"start: {directory} is a {found_class}, and this trains a {model.__name__}")
+        raise CheckpointError(
+            f"start: {directory} is a {found_class}, and this trains a {model.__name__}; leave start out, or name a "
+            f"published {model.__name__}"
+        )
     start: ModelT = model.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     if isinstance(start, UNet2DModel | UNet2DConditionModel):
         start = _with_conditions(start, fresh)

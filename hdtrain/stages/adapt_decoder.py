@@ -18,9 +18,9 @@ def run(config: AdaptDecoderConfig, context: StageContext) -> None:
     classes, classifier = check_decoder(config, context.manifest_of), load_classifier(config.classifier)
     with training(config, context, config.seed) as plan:
         published = load_autoencoder(config.vae, device())
-        vae, perceptual = published.codec.vae, build_perceptual(config.perceptual)
+        perceptual = build_perceptual(config.perceptual)
         source = TrainingImages(datasets, config.reader, config.seed)
-        task = DecoderTask(vae, classifier, perceptual, config, plan, image_examples(source))
+        task = DecoderTask(published.codec, classifier, perceptual, config, plan, image_examples(source))
         train("adapt-decoder", task, source, config, context, plan, config.seed)
         vae = load_autoencoder(config.vae).codec.vae
         task.adapt(vae)

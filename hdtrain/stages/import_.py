@@ -23,7 +23,8 @@ def _autoencoder(config: ImportConfig, context: StageContext) -> None:
         if path.is_dir()
         else foreign.autoencoder_from_compvis(path, read_state(path))
     )
-    scale, resolution = config.latent_scale or found.latent_scale, config.resolution or found.resolution
+    scale = config.latent_scale or found.latent_scale or found.usual_scale
+    resolution = config.resolution or found.resolution
     silent = [name for name, value in (("latent_scale", scale), ("resolution", resolution)) if value is None]
     if scale is None or resolution is None:
         raise WeightsError(f"{path} does not say its {' and '.join(silent)}; give {' '.join(f'{n}=…' for n in silent)}")

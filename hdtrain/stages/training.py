@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from hdtrain.config.base import Config
 from hdtrain.config.batch import BatchPlan
@@ -15,7 +14,7 @@ from hdtrain.data.images import ImageBatch, TrainingImages
 from hdtrain.distributed.collectives import process_group
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.autoencoder import encoder_id
+from hdtrain.models.autoencoder import Autoencoder, encoder_id
 from hdtrain.stages.base import StageContext
 from hdtrain.training.classifier_kinds import EXAMPLES
 from hdtrain.training.loop import LoopConfig, Trainer
@@ -66,7 +65,7 @@ def image_examples(source: TrainingImages) -> ImageBatch:
     return source.batch(range(EXAMPLES))
 
 
-def publish_autoencoder(vae: AutoencoderKL, context: StageContext, info: dict[str, Any]) -> None:
+def publish_autoencoder(vae: Autoencoder, context: StageContext, info: dict[str, Any]) -> None:
     """Write the diffusers folder, then the manifest; `encoder_id` names the latent space."""
     folder = context.run.model
     vae.float().register_to_config(scaling_factor=info["latent_scale"])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from hdtrain.config.adaptation import AdaptDecoderConfig
@@ -12,7 +11,7 @@ from hdtrain.distributed.collectives import device
 from hdtrain.distributed.seeds import Draws
 from hdtrain.distributed.transfer import to_device
 from hdtrain.features.perceptual import Perceptual
-from hdtrain.models.autoencoder import to_uint8, to_unit_range
+from hdtrain.models.autoencoder import Autoencoder, LatentCodec, to_uint8, to_unit_range
 from hdtrain.models.classifier import Classifier
 from hdtrain.training.augment import random_symmetry
 from hdtrain.training.engine import Engine
@@ -23,13 +22,13 @@ from hdtrain.training.task import Task
 class Decoder(nn.Module):
     """D with its post-quant convolution: what is fine-tuned while E stays."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: Autoencoder):
         super().__init__()
         assert vae.post_quant_conv is not None
         self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, z: Tensor) -> Tensor:
-        """Unscaled z to x̂."""
+        """Unscaled z, as `LatentCodec.decoder_input` gives it, to x̂."""
         decoded: Tensor = self.decoder(self.post_quant_conv(z))
         return decoded
 
@@ -39,16 +38,16 @@ class DecoderTask(Task):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        codec: LatentCodec,
         classifier: Classifier,
         perceptual: Perceptual | None,
         config: AdaptDecoderConfig,
         plan: BatchPlan,
         examples: ImageBatch,
     ):
-        self.vae, self.classifier, self.config = vae, classifier.to(device()), config
+        self.codec, self.classifier, self.config = codec, classifier.to(device()), config
         self.perceptual = perceptual.to(device()) if perceptual else None
-        self.decoder = Decoder(vae)
+        self.decoder = Decoder(codec.vae)
         self.decoder.requires_grad_(True)
         self.engine = Engine("decoder", self.decoder, config.optim, plan, config.engine)
         self.engines = {"decoder": self.engine}
@@ -60,8 +59,8 @@ class DecoderTask(Task):
         if self.config.reader.flips:
             x = random_symmetry(x, draws)
         with torch.no_grad():
-            posterior = self.vae.encode(x).latent_dist
-            z = posterior.mean + posterior.std * draws.normal("posterior", tuple(posterior.mean.shape[1:]))
+            mean, std = self.codec.moments(x)
+            z = self.codec.decoder_input(mean + std * draws.normal("posterior", tuple(mean.shape[1:])))
         decoded = self.engine(z).float()
         l1 = (x - decoded).abs().mean()
         loss, logs = l1, {"loss/l1": l1}
@@ -78,13 +77,13 @@ class DecoderTask(Task):
         self.engine.backward(loss)
         return {"loss/total": loss, **logs}
 
-    def adapt(self, vae: AutoencoderKL) -> None:
+    def adapt(self, vae: Autoencoder) -> None:
         """Give `vae`, a copy of what training began with, the decoder as it is now. A collective."""
         Decoder(vae).load_state_dict(self.engine.replica().state_dict())
 
     @torch.no_grad()
     def visualise(self) -> dict[str, np.ndarray]:
         """Fixed labelled images above their reconstructions."""
-        reconstructed = self.engine.replica()(self.vae.encode(self.examples).latent_dist.mean)
+        reconstructed = self.engine.replica()(self.codec.decoder_input(self.codec.moments(self.examples)[0]))
         both = torch.cat([to_uint8(self.examples), to_uint8(reconstructed)]).cpu().numpy()
         return {"reconstructions": image_grid(both, columns=len(self.examples))}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from hdtrain.config.adaptation import AdaptDecoderConfig, LatentClassifier, TrainClassifierConfig
@@ -17,8 +16,7 @@ from hdtrain.config.prior import TrainPriorConfig
 from hdtrain.config.training import PerceptualConfig, TrainLdmConfig, TrainVaeConfig
 from hdtrain.features.perceptual import build_perceptual
 from hdtrain.formats.manifest import Manifest
-from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.autoencoder import build_autoencoder
+from hdtrain.models.autoencoder import build_autoencoder, make_codec, published_architecture
 from hdtrain.models.classifier import build_classifier
 from hdtrain.models.denoiser import as_function, build_denoiser
 from hdtrain.models.discriminator import PatchDiscriminator
@@ -67,7 +65,7 @@ def _diffusion(config: TrainLdmConfig, manifest_of: ManifestOf) -> Costs:
     held: tuple[nn.Module, ...] = ()
     if config.latents and config.vae:
         _, channels, size, _ = (int(n or 0) for n in manifest_of(config.latents).fields["moments"].shape)
-        held = (_published_autoencoder(config.vae),)
+        held = (published_architecture(config.vae),)
     else:
         channels, size = 3, config.reader.resolution
     classes = diffusion_space.classes_of(config, manifest_of)
@@ -113,10 +111,8 @@ def _classifier(config: TrainClassifierConfig, manifest_of: ManifestOf) -> Costs
 
 def _decoder(config: AdaptDecoderConfig, manifest_of: ManifestOf) -> Costs:
     x = _images(config.reader.resolution)
-    vae: Any = _published_autoencoder(config.vae)
-    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    size = config.reader.resolution // factor
-    z = torch.empty(1, int(vae.config["latent_channels"]), size, size)
+    vae: Any = published_architecture(config.vae)
+    z = torch.empty(1, *make_codec(vae, 1.0).latent_shape)
     networks = [
         Network("encoder", _chain(vae.encoder, vae.quant_conv), (x,), "frozen"),
         Network("decoder", _chain(vae.post_quant_conv, vae.decoder), (z,), engine="decoder"),
@@ -131,13 +127,6 @@ def _decoder(config: AdaptDecoderConfig, manifest_of: ManifestOf) -> Costs:
 def _perceptual(config: PerceptualConfig, x: Tensor) -> list[Network]:
     distance = build_perceptual(config)
     return [Network(distance.name, distance, (x, torch.empty_like(x)), "compares")] if distance else []
-
-
-def _published_autoencoder(directory: Path) -> nn.Module:
-    """Its architecture, without its weights."""
-    config = AutoencoderKL.load_config(RunDir(directory).model, local_files_only=True)
-    module: nn.Module = AutoencoderKL.from_config(config)
-    return module
 
 
 def _chain(*modules: nn.Module | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""CompVis's U-Net and KL autoencoder, written again from the paper and the published parameter names.
+"""CompVis's U-Net, KL autoencoder and VQ model, written again from the paper and the published parameter names.
 
 Their parameters have the names of github.com/CompVis/latent-diffusion; nothing here knows diffusers.
 """
@@ -200,7 +200,7 @@ class KlMiddle(nn.Module):
 
 
 class KlEncoder(nn.Module):
-    def __init__(self, channels: tuple[int, ...], blocks: int, attends: tuple[bool, ...], latent_channels: int):
+    def __init__(self, channels: tuple[int, ...], blocks: int, attends: tuple[bool, ...], out_channels: int):
         super().__init__()
         self.conv_in, self.down, before = nn.Conv2d(3, channels[0], 3, padding=1), nn.ModuleList(), channels[0]
         for level, width in enumerate(channels):
@@ -209,7 +209,7 @@ class KlEncoder(nn.Module):
             self.down.append(KlLevel(widths, attends[level], None if last else "downsample"))
             before = width
         self.mid, self.norm_out = KlMiddle(before), group_norm(before, 1e-6)
-        self.conv_out = nn.Conv2d(before, 2 * latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -251,7 +251,7 @@ class CompVisAutoencoder(nn.Module):
         latent_channels: int = 3,
     ):
         super().__init__()
-        self.encoder = KlEncoder(channels, blocks, attends, latent_channels)
+        self.encoder = KlEncoder(channels, blocks, attends, 2 * latent_channels)
         self.decoder = KlDecoder(channels, blocks, attends, latent_channels)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
@@ -262,6 +262,31 @@ class CompVisAutoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))
+
+
+class CompVisVqModel(nn.Module):
+    """`VQModelInterface` of autoencoder.py: the latent is what comes before quantisation; the decoder quantises."""
+
+    def __init__(
+        self, channels: tuple[int, ...] = (32, 64), blocks: int = 1, z_channels: int = 3, dim: int = 3, codes: int = 50
+    ):
+        super().__init__()
+        attends = (False,) * len(channels)
+        self.encoder = KlEncoder(channels, blocks, attends, z_channels)
+        self.decoder = KlDecoder(channels, blocks, attends, z_channels)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(codes, dim)})
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(z_channels, dim, 1), nn.Conv2d(dim, z_channels, 1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x))
+
+    def nearest(self, z: Tensor) -> Tensor:
+        codes = self.quantize["embedding"].weight
+        distances = (z[:, :, None] - codes.T[None, :, :, None, None]).square().sum(dim=1)
+        return codes[distances.argmin(dim=1)].permute(0, 3, 1, 2)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(self.nearest(z)))
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
@@ -277,7 +302,10 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def checkpoint(
-    unet: CompVisUNet, autoencoder: CompVisAutoencoder, scale: float | None, ema: CompVisUNet | None = None
+    unet: CompVisUNet,
+    autoencoder: CompVisAutoencoder | CompVisVqModel,
+    scale: float | None,
+    ema: CompVisUNet | None = None,
 ) -> dict[str, Tensor]:
     """The `state_dict` that LDM's training writes: U-Net, its moving average, first stage, schedule, scale."""
     state = {f"model.diffusion_model.{name}": value for name, value in unet.state_dict().items()}

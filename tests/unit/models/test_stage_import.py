@@ -218,11 +218,11 @@ def test_an_autoencoder_of_another_scale_or_size_is_refused(pipeline, ldm_file, 
 def test_a_pipeline_without_the_class_asked_for_is_refused_with_what_it_has(pipeline, tmp_path, capsys):
     shutil.copytree(pipeline, tmp_path / "other")
     index = json.loads((pipeline / "model_index.json").read_text())
-    index["vqvae"], index["unet"] = ["diffusers", "VQModel"], ["diffusers", "UNet3DConditionModel"]
+    index["vqvae"], index["unet"] = ["diffusers", "AutoencoderTiny"], ["diffusers", "UNet3DConditionModel"]
     (tmp_path / "other/model_index.json").write_text(json.dumps(index))
     message = refusal(tmp_path, capsys, "autoencoder", tmp_path / "other")
-    assert "names no AutoencoderKL; it has" in message
-    assert "vqvae (VQModel)" in message
+    assert "names no AutoencoderKL or VQModel; it has" in message
+    assert "vqvae (AutoencoderTiny)" in message
     message = refusal(tmp_path, capsys, "denoiser", tmp_path / "other", space="pixels")
     assert "names no UNet2DModel or UNet2DConditionModel; it has" in message
 
@@ -296,7 +296,7 @@ def test_a_place_that_holds_no_model_is_refused_with_what_was_expected(chain, pi
     assert "is no folder of diffusers': expected model_index.json (a pipeline) or config.json (a model)" in message
     assert "is a run directory of hdtrain's already" in refusal(tmp_path, capsys, "autoencoder", chain["vae"])
     message = refusal(tmp_path, capsys, "autoencoder", pipeline / "unet")
-    assert "its config.json is of class UNet2DModel, expected AutoencoderKL" in message
+    assert "its config.json is of class UNet2DModel, expected AutoencoderKL or VQModel" in message
     message = refusal(tmp_path, capsys, "denoiser", pipeline / "unet", vae=chain["vae"])
     assert "holds no scheduler/; give the whole pipeline's folder, or schedule.kind=" in message
 
@@ -333,14 +333,15 @@ def test_what_a_compvis_file_does_not_say_must_be_given(theirs, ldm_file, ldm_va
     assert "head_channels: 48 does not divide 64 channels" in message
 
 
-def test_a_vector_quantised_ldm_is_a_start_only(theirs, ldm_vae, tmp_path, capsys):
+def test_an_ldm_that_quantises_in_another_way_is_a_start_only(theirs, ldm_vae, tmp_path, capsys):
     state = checkpoint(theirs["unet"], theirs["first_stage"], None)
-    state["first_stage_model.quantize.embedding.weight"] = torch.zeros(4, 3)
+    state["first_stage_model.quantize.embed.weight"] = torch.zeros(4, 3)  # Gumbel's
     torch.save({"state_dict": state}, tmp_path / "vq.ckpt")
     message = refusal(tmp_path, capsys, "denoiser", tmp_path / "vq.ckpt", vae=ldm_vae, head_channels=16)
-    assert "was trained with a VQModel" in message
+    assert "was trained with a VQ model of another build" in message
     assert "space=unknown makes it a start for train-ldm" in message
-    assert "vector-quantised" in refusal(tmp_path, capsys, "autoencoder", tmp_path / "vq.ckpt", resolution=16)
+    message = refusal(tmp_path, capsys, "autoencoder", tmp_path / "vq.ckpt", resolution=16)
+    assert "1 of its tensors have no place in diffusers' model, such as quantize.embed.weight" in message
     imported(tmp_path / "start", "denoiser", tmp_path / "vq.ckpt", space="unknown", head_channels=16)
 
 
