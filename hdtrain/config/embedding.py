@@ -1,7 +1,7 @@
 """Config of `embed`: what a frozen encoder says of every image."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +20,11 @@ class EmbedConfig(ShardAccess):
     views: list[str] = Field([WHOLE], min_length=1)
     """What the encoder looks at, in this order, a token each (grid-N: N²): `whole`; `centre-1/N`, the middle with that
     share of the side; `grid-N`, N × N parts, row by row; `context-N`, the N times wider region around a tile."""
+    resolution: int | None = Field(None, ge=8)
+    """Images are brought to this size first, as the autoencoder's training does (`reader.resolution`), but not the
+    regions of `context-N`; None: as they are."""
+    resize: Literal["squash", "crop"] = "squash"
+    """As `reader.resize`, where there is a `resolution`."""
     batch_size: int = Field(32, ge=1)
     """Views that the encoder gets at once; always so many, since kernels give other bits at other shapes."""
     records_per_member: int = Field(256, ge=1)

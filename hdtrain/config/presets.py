@@ -99,7 +99,7 @@ DENOISERS: dict[str, Denoiser] = {
     "small": Denoiser((64, 96, 128), (False, True, True), 1, 32, 32),
     "tiny": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16),
     "small-cond": Denoiser((64, 96, 128), (False, True, True), 1, 32, 32, context_dim=128),
-    "tiny-cond": Denoiser((32, 64, 96), (False, False, True), 1, 32, 16, context_dim=64),
+    "tiny-cond": Denoiser((32, 64, 96), (False, True, True), 1, 32, 16, context_dim=64),
 }
 
 EMBEDDING_PRESETS = tuple(name for name, sizes in DENOISERS.items() if sizes.context_dim is not None)

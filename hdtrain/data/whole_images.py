@@ -1,4 +1,4 @@
-"""Images of a shard at their own sizes, every one once and in order; broken ones are counted and left out."""
+"""Images of a shard, every one once and in order; broken ones are counted and left out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from hdtrain.data.broken import BrokenSamples
-from hdtrain.data.decode import decode_rgb
+from hdtrain.data.decode import Resize, decode_rgb, fit
 from hdtrain.data.prefetch import Prefetcher
 from hdtrain.data.threads import Threads
 from hdtrain.errors import DataError
@@ -16,7 +16,7 @@ from hdtrain.formats.shards import ShardReader
 
 @dataclass(frozen=True)
 class WholeImage:
-    """One sample as it is stored."""
+    """One sample."""
 
     key: str
     label: int | None
@@ -24,9 +24,22 @@ class WholeImage:
 
 
 def iterate_whole(
-    reader: ShardReader, batch_size: int, threads: int, broken: BrokenSamples
+    reader: ShardReader,
+    batch_size: int,
+    threads: int,
+    broken: BrokenSamples,
+    resolution: int | None = None,
+    resize: Resize = "squash",
 ) -> Iterator[list[WholeImage]]:
     """Lists of up to `batch_size` images; a list is shorter by those of its samples that are broken.
+
+    Args:
+        reader: of the shard.
+        batch_size: images at once.
+        threads: that decode.
+        broken: counts them.
+        resolution: pixels a side that images are brought to; None: they stay as they are.
+        resize: how.
 
     Raises:
         DataError: more broken images than `broken` takes.
@@ -40,7 +53,8 @@ def iterate_whole(
         def decode(i: int) -> None:
             key, label = sidecar.keys[part[i]], sidecar.labels[part[i]]
             try:
-                images[i] = WholeImage(key, label, decode_rgb(reader.image(part[i])))
+                pixels = decode_rgb(reader.image(part[i]))
+                images[i] = WholeImage(key, label, fit(pixels, resolution, resize) if resolution else pixels)
             except DataError as error:
                 broken.add(reader.path, key, error)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from hdtrain.errors import ManifestError
 
+_NAMED = 3
+
 
 def check_same_encoder(what: str, found: Mapping[str, Any], whose: str, wanted: Mapping[str, Any]) -> None:
     """Refuse embeddings that a model was not trained with.
@@ -28,6 +30,30 @@ def check_same_encoder(what: str, found: Mapping[str, Any], whose: str, wanted: 
             f"{what} has {found['tokens']} tokens an image, and {whose} was trained with {wanted['tokens']}; embed the "
             "images with the same views"
         )
+
+
+def other_sizes(what: str, found: Mapping[str, Any], whose: str, wanted: Mapping[str, Any]) -> list[str]:
+    """A warning where embeddings are of images of other sizes (`image_px`): an encoder sees other detail in these.
+
+    Args:
+        what: has the embeddings, for the message.
+        found: what its manifest says of them.
+        whose: has others, for the message.
+        wanted: what its manifest says of those.
+    """
+    ours, theirs = found.get("image_px"), wanted.get("image_px")
+    if not ours or not theirs or ours == theirs:
+        return []
+    size = theirs[0][0] if len(theirs) == 1 and len(set(theirs[0])) == 1 else None
+    return [
+        f"{what} has embeddings of images of {_pixels(ours)}, and {whose} those of {_pixels(theirs)}, so the encoder "
+        f"saw other detail in them; embed both at one size{f', as with resolution={size}' if size else ''}"
+    ]
+
+
+def _pixels(sizes: list[list[int]]) -> str:
+    named = ", ".join(f"{height}×{width}" for height, width in sizes[:_NAMED])
+    return f"{named}{', …' if len(sizes) > _NAMED else ''} px"
 
 
 def name_of(info: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from hdtrain.config.synthesis import SampleConfig, SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.steps import check_steps
 from hdtrain.errors import ManifestError
-from hdtrain.formats.embedding_space import check_same_encoder
+from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
 from hdtrain.sampling.plan import counts_of
@@ -172,13 +172,17 @@ def with_choices(config: SampleConfig, manifest_of: ManifestOf) -> SampleConfig:
 
 
 def doubts_of_choices(config: SampleConfig, manifest_of: ManifestOf) -> list[str]:
-    """A warning for every sweep whose choice was made for other models or another guidance than this run has.
+    """A warning for every sweep whose choice was made for other models or another guidance than this run has, and for
+    embeddings of images of another size.
 
     Args:
         config: as the user gave it.
         manifest_of: the manifest of a parent by its path in `config`.
     """
     doubts = []
+    if config.embeddings is not None:
+        of, wanted = config.embeddings.run, manifest_of(config.denoiser).info["embedding"]
+        doubts += other_sizes(str(of), manifest_of(of).info, str(config.denoiser), wanted)
     for key in ("guidance_from", "solver_from"):
         sweep = getattr(config, key)
         if sweep is None:

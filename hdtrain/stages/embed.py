@@ -3,6 +3,7 @@
 The parts are made by ranks of any number of jobs (`hdtrain.distributed.shared_work`).
 """
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from hdtrain.config.embedding import EmbedConfig
 from hdtrain.data.broken import BrokenSamples
+from hdtrain.data.decode import decode_rgb
 from hdtrain.data.embedding_index import write_index
 from hdtrain.data.exactly_once import ShardByShard
 from hdtrain.data.images import shared_classes
@@ -19,6 +21,7 @@ from hdtrain.data.tile_places import TilePlaces
 from hdtrain.data.whole_images import iterate_whole
 from hdtrain.distributed.collectives import device, use_reproducible_kernels
 from hdtrain.distributed.shared_work import SharedRun, shard_unit
+from hdtrain.errors import DataError
 from hdtrain.features.embedding import Embedder
 from hdtrain.features.encoders import build_encoder
 from hdtrain.features.views import View
@@ -30,6 +33,7 @@ from hdtrain.stages.training import datasets_of
 from hdtrain.text import counted
 
 _SHOWN_SLIDES = 20
+_SHARDS_LOOKED_AT = 16
 
 
 def run(config: EmbedConfig, context: StageContext) -> None:
@@ -49,7 +53,7 @@ def run(config: EmbedConfig, context: StageContext) -> None:
 
         shared.make_all("embed", units, make, shards.each)
         if shared.publishes(context.run.shards):
-            _publish(context, embedder, datasets, parts, broken)
+            _publish(context, embedder, datasets, parts, broken, _sizes(config, shards))
 
 
 def _embedder(config: EmbedConfig, datasets: list[tuple[Path, Manifest]]) -> Embedder:
@@ -73,7 +77,8 @@ def _embed_shard(
     records = [np.empty((0, *embedder.shape), np.float16)]
     keys: list[str] = []
     labels: list[int | None] = []
-    for images in iterate_whole(reader, config.batch_size, config.threads, broken):
+    size = config.resolution, config.resize
+    for images in iterate_whole(reader, config.batch_size, config.threads, broken, *size):
         records.append(embedder.tokens(number, images))
         keys += [image.key for image in images]
         labels += [image.label for image in images]
@@ -82,12 +87,24 @@ def _embed_shard(
     write_record_shard(part, np.concatenate(records), keys, labels, config.records_per_member, failed, shared.writer)
 
 
+def _sizes(config: EmbedConfig, shards: ShardByShard) -> list[list[int]]:
+    """Height and width of the images that are embedded, of the first of each shard."""
+    if config.resolution:
+        return [[config.resolution, config.resolution]]
+    found = set()
+    for _, shard in shards.each(range(min(len(shards), _SHARDS_LOOKED_AT))):
+        with contextlib.suppress(DataError, IndexError):  # broken, or none
+            found.add(decode_rgb(shard.reader.image(0)).shape[:2])
+    return sorted([height, width] for height, width in found)
+
+
 def _publish(
     context: StageContext,
     embedder: Embedder,
     datasets: list[tuple[Path, Manifest]],
     parts: list[Path],
     broken: BrokenSamples,
+    sizes: list[list[int]],
 ) -> None:
     failed: Counter[str] = Counter()
     for part in parts:
@@ -106,6 +123,7 @@ def _publish(
         split=datasets[0][1].split,
         info={
             **embedder.info,
+            "image_px": sizes,
             "grids": {grid.name: [grid.rows, grid.columns] for grid in grids},
             "off_lattice": off_lattice,
             "failed": dict(failed.most_common()),

@@ -15,7 +15,7 @@ from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
 from hdtrain.formats.embedding_grid import read_grid
-from hdtrain.formats.embedding_space import check_same_encoder
+from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
 from hdtrain.formats.fidelity import Fidelity, write_fidelity
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import open_shards
@@ -59,6 +59,8 @@ def _of_images(config: EvaluateFidelityConfig, context: StageContext) -> _Compar
     assert config.asked is not None, "checked by the config"
     made, asked, images = (context.manifest_of(path) for path in (config.made, config.asked, config.images))
     check_same_encoder(f"made {config.made}", made.info, f"what was asked for ({config.asked})", asked.info)
+    for doubt in other_sizes(str(config.asked), asked.info, str(config.made), made.info):
+        print(f"warning: {doubt}")
     keys, source_keys = _sources(config.images, images)
     known = RecordsByKey([(config.asked, asked)], "embedding")
     names, labels = known.listing()

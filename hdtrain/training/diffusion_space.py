@@ -54,7 +54,9 @@ def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
 
 
 def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any] | None:
-    """What the denoiser looks at: `dim`, `tokens`, `encoder`, `encoder_hash`, `dropout`; None if at nothing.
+    """What the denoiser looks at: `dim`, `tokens`, `encoder`, `encoder_hash`, `image_px`, `dropout`.
+
+    None if it looks at nothing.
 
     Raises:
         ManifestError: embeddings, or the start, are of different encoders.
@@ -73,7 +75,8 @@ def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, A
         check_same_encoder(str(path), manifest_of(path).info, str(config.embeddings[0]), first)
     if start:
         check_same_encoder(str(config.embeddings[0]), first, f"start {config.start}", start)
-    return {**first, "dropout": config.embedding_dropout}
+    sizes = sorted({tuple(size) for path in config.embeddings for size in manifest_of(path).info.get("image_px", [])})
+    return {**first, "image_px": [list(size) for size in sizes], "dropout": config.embedding_dropout}
 
 
 def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | None:

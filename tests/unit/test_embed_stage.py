@@ -17,11 +17,13 @@ from torch import nn
 from hdtrain.config.load import validate
 from hdtrain.config.stages import STAGES
 from hdtrain.config.training import TorchScriptEncoder
+from hdtrain.data.decode import fit
 from hdtrain.distributed.world import World
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.features.encoders import build_encoder
 from hdtrain.formats.claims import Claims
 from hdtrain.formats.embedding_grid import grid_names, read_grid
+from hdtrain.formats.embedding_space import other_sizes
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.records import RecordReader
 from hdtrain.formats.shards import Sidecar, open_shards, sidecar_path
@@ -138,6 +140,21 @@ def test_every_image_is_embedded_once_as_its_encoder_says(run, tiles, encoder):
     assert manifest.fields["embedding"].shape == [1, DIM]
     assert manifest.info["token_order"] == manifest.info["views"] == ["whole"]
     assert manifest.info["encoder"]["resolution"] == INPUT_PX
+
+
+def test_images_are_brought_to_a_resolution_first_and_the_manifest_says_their_size(run, tiles, encoder, tmp_path):
+    small = {"images": [str(tiles)], "encoder": encoder, "batch_size": 8, "resolution": TILE_PX // 2}
+    assert run_here("embed", tmp_path / "small", small) == 0
+    ours, images = embedded(tmp_path / "small"), pixels_of(tiles)
+    halved = [fit(images[key], TILE_PX // 2, "squash") for key in ours]
+    found = np.stack(list(ours.values()))[:, 0].astype(np.float32)
+    np.testing.assert_allclose(found, expected(encoder, halved), rtol=2e-3, atol=1e-4)
+    whole, reduced = (read_manifest(path).info for path in (run, tmp_path / "small"))
+    assert (whole["image_px"], reduced["image_px"]) == ([[TILE_PX] * 2], [[TILE_PX // 2] * 2])
+    [doubt] = other_sizes("these", whole, "those", reduced)
+    assert f"these has embeddings of images of {TILE_PX}×{TILE_PX} px, and those" in doubt
+    assert f"resolution={TILE_PX // 2}" in doubt
+    assert not other_sizes("these", whole, "those", whole)
 
 
 def test_the_index_tells_record_and_cell_of_every_image(run):

@@ -18,12 +18,12 @@ from hdtrain.config.synthesis import SampleConfig
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import CheckpointError, ConfigError, DataError, ManifestError
-from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.models.autoencoder import load_autoencoder, to_uint8
 from hdtrain.models.denoiser import as_function, build_denoiser, load_denoiser
 from hdtrain.models.start import start_from
-from hdtrain.sampling.fit import check
+from hdtrain.sampling.fit import check, doubts_of_choices
 
 SOLVER = {"kind": "ddim", "steps": 4}
 
@@ -237,6 +237,20 @@ def test_embeddings_that_the_denoiser_was_not_trained_with_are_refused(chain, de
     plain = {"denoiser": str(denoiser), "decoder": str(chain["vae"]), "per_class": 2, "solver": SOLVER}
     with pytest.raises(ManifestError, match=r"looks at embeddings of made-up; give embeddings\.run=RUN"):
         check(validate(SampleConfig, plain, "test"), read_manifest)
+
+
+def test_embeddings_of_images_of_another_size_are_a_warning(chain, denoiser, embeddings, tmp_path):
+    of_small = json.loads((denoiser / "manifest.json").read_text())
+    of_small["info"]["embedding"]["image_px"] = [[32, 32]]
+    large = read_manifest(write_embeddings(tmp_path / "large", chain["labelled"]))
+    large.info["image_px"] = [[150, 150]]
+    found = {denoiser: Manifest(**of_small), tmp_path / "large": large}
+    config = validate(SampleConfig, sample_config(chain, denoiser, tmp_path / "large"), "test")
+    [doubt] = doubts_of_choices(config, found.__getitem__)
+    assert "150×150 px" in doubt
+    assert doubt.endswith("embed both at one size, as with resolution=32")
+    own = validate(SampleConfig, sample_config(chain, denoiser, embeddings), "test")
+    assert not doubts_of_choices(own, read_manifest)
 
 
 def test_a_key_that_is_not_there_ends_the_run_with_its_name(chain, denoiser, embeddings, tmp_path, capsys):
