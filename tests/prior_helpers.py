@@ -43,13 +43,12 @@ def toy_grids(count: int, **changes: Any) -> list[EmbeddingGrid]:
 
 
 def publish_grids(directory: Path, grids: list[EmbeddingGrid], **encoder: Any) -> Path:
-    """A run of kind `grids`."""
+    """A run of kind `grids`, its sizes those of the first grid."""
     for grid in grids:
         write_grid(directory / "grids" / f"{grid.name}.npz", grid)
     files = {f"grids/{grid.name}.npz": sha256_file(directory / "grids" / f"{grid.name}.npz") for grid in grids}
-    publish(
-        directory, Manifest(kind="grids", files=files, classes=CLASSES, info=_info(encoder), **_made("sample-grids"))
-    )
+    info = {**_info(encoder), "rows": grids[0].rows, "columns": grids[0].columns, "prior": "0" * 16}
+    publish(directory, Manifest(kind="grids", files=files, classes=CLASSES, info=info, **_made("sample-grids")))
     return directory
 
 

@@ -83,6 +83,7 @@ class Incidental:
 ImagesParent = Annotated[Path, Kinds(("images",))]
 LatentsParent = Annotated[Path, Kinds(("latents",))]
 EmbeddingsParent = Annotated[Path, Kinds(("embeddings",))]
+EmbeddingsOrGridsParent = Annotated[Path, Kinds(("embeddings", "grids"))]
 AutoencoderParent = Annotated[Path, Kinds(("autoencoder",))]
 DenoiserParent = Annotated[Path, Kinds(("denoiser",))]
 ClassifierParent = Annotated[Path, Kinds(("classifier",))]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from hdtrain.config.base import Config, EmbeddingsParent, ImagesParent, Kinds
+from hdtrain.config.base import Config, EmbeddingsOrGridsParent, EmbeddingsParent, ImagesParent, Kinds
 
 
 class EvaluateFidelityConfig(Config):
@@ -17,7 +17,7 @@ class EvaluateFidelityConfig(Config):
     """In their place: what `paint` made of a grid; its cells are looked for among themselves."""
     made: EmbeddingsParent
     """Their own embeddings, by `embed`; of a painting those of its cells, cut by `shard`."""
-    asked: EmbeddingsParent | None = None
+    asked: EmbeddingsOrGridsParent | None = None
     """Of `images`: the embeddings that they were made from; the source is looked for among all of these."""
     max_candidates: int = Field(20_000, ge=2)
     """Of `asked` at most so many, drawn by `seed`, and the sources besides."""

@@ -11,7 +11,7 @@ from hdtrain.config.base import (
     ClassifierParent,
     Config,
     DenoiserParent,
-    EmbeddingsParent,
+    EmbeddingsOrGridsParent,
     EvaluationParent,
     ImagesParent,
     Incidental,
@@ -88,10 +88,11 @@ def check_guidance(
 class FromEmbeddingsConfig(Config):
     """Images from embeddings: each is what the denoiser looks at in place of a class, and says the label."""
 
-    run: EmbeddingsParent
-    """Of the encoder that the denoiser was trained with; of images that it was trained on, or any others."""
+    run: EmbeddingsOrGridsParent
+    """Of the encoder that the denoiser was trained with; of images that it was trained on, or any others; or sampled
+    from a prior, every cell of every grid being one."""
     keys: list[str] = Field([])
-    """Of these images only; none: all of them."""
+    """Of these images, or cells (`NAME-ROW-COLUMN`), only; none: all of them."""
     variations: int = Field(1, ge=1)
     """Images from each embedding, each from noise of its own."""
     strength: float = Field(1.0, gt=0, le=1)

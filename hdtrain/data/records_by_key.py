@@ -1,6 +1,7 @@
 """Records by the key of the image that they are of: embeddings to train and sample with, latents to begin from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ class RecordsByKey:
                 labels += opened.labels.tolist()
         return keys, labels
 
+<<<<<<< HEAD
     def sample(self, count: int) -> Float16[np.ndarray, "n ..."]:
         """About `count` of the records, or all if there are fewer: evenly spread over evenly spread shards."""
         shards = _spread(min(len(self._shards.places), _SAMPLED_SHARDS), len(self._shards.places))
@@ -74,6 +76,23 @@ class RecordsByKey:
                 found.append(np.empty((len(records), *self.shape), np.float16))
                 opened.reader.gather(records, found[-1], np.arange(len(records)))
         return np.concatenate(found)
+=======
+    @cached_property
+    def _label_of(self) -> Mapping[str, int]:
+        return dict(zip(*self.listing(), strict=True))
+
+    def keys(self) -> list[str]:
+        """Of all records, in the order of the shards; from here on keys and labels are resident."""
+        return list(self._label_of)
+
+    def label(self, key: str) -> int:
+        """Of a record, −1: unlabelled; resident as of `keys`.
+
+        Raises:
+            KeyError: there is no such record.
+        """
+        return self._label_of[key]
+>>>>>>> h1
 
     def __call__(self, keys: Sequence[str]) -> Float16[np.ndarray, "n ..."]:
         """The records of images, as they are stored.

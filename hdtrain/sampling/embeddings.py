@@ -1,6 +1,6 @@
 """Images from embeddings: what each is conditioned on, begins from and is labelled with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdtrain.config.synthesis import FromEmbeddingsConfig
+from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.data.pool import UNLABELLED
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.diffusion.slerp import slerp
@@ -43,7 +44,7 @@ class EmbeddingConditions:
 
     Args:
         config: which embeddings.
-        embeddings: run directory and manifest of `config.run`.
+        embeddings: run directory and manifest of `config.run`, of images or of a prior.
         latents: run directory and manifest of `config.latents`, if there are to be any.
 
     Raises:
@@ -55,11 +56,11 @@ class EmbeddingConditions:
     latents: tuple[Path, Manifest] | None = None
 
     def __post_init__(self) -> None:
-        self._embeddings = RecordsByKey([self.embeddings], "embedding")
+        self._embeddings = embeddings_by_key(*self.embeddings)
         self._latents = RecordsByKey([self.latents], "moments") if self.latents else None
         self._embeddings.check([*self.config.keys, *(key for pair in self.config.between for key in pair)])
         if self._latents is not None:
-            self._latents.check(self.config.keys or list(self._listing))
+            self._latents.check(self.config.keys or self._embeddings.keys())
 
     @cached_property
     def conditions(self) -> Sequence[Condition]:
@@ -67,16 +68,11 @@ class EmbeddingConditions:
         if self.config.between:
             taus = np.linspace(0, 1, self.config.points).tolist()
             return [Condition(pair, tau) for pair in self.config.between for tau in taus]
-        return [Condition((key,)) for key in self.config.keys or self._listing]
-
-    @cached_property
-    def _listing(self) -> Mapping[str, int]:
-        """Key to label, in the order of the shards."""
-        return dict(zip(*self._embeddings.listing(), strict=True))
+        return [Condition((key,)) for key in self.config.keys or self._embeddings.keys()]
 
     def label(self, number: int) -> int | None:
         """The label that an image of condition `number` inherits; between images of different labels there is none."""
-        labels = {self._listing[key] for key in self.conditions[number].keys}
+        labels = {self._embeddings.label(key) for key in self.conditions[number].keys}
         label = labels.pop()
         return None if labels or label == UNLABELLED else label
 

@@ -11,6 +11,7 @@ from hdtrain.errors import ManifestError
 from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.sampled_cells import num_embeddings
 from hdtrain.sampling.plan import counts_of
 
 ManifestOf = Callable[[Path], Manifest]
@@ -87,16 +88,21 @@ def check_embeddings(config: SampleConfig, manifest_of: ManifestOf) -> None:
         if wanted:
             raise ManifestError(
                 f"{config.denoiser} looks at embeddings of {wanted['encoder']['name']}; give embeddings.run=RUN, made "
-                "by `hdtrain embed` with the same encoder"
+                "by `hdtrain embed` with the same encoder, or by `hdtrain sample-grids`"
             )
         return
     if not wanted:
         raise ManifestError(
             f"{config.denoiser} looks at no embeddings; train one with embeddings=[RUN], or leave embeddings out"
         )
-    check_same_encoder(
-        str(config.embeddings.run), manifest_of(config.embeddings.run).info, str(config.denoiser), wanted
-    )
+    run, manifest = config.embeddings.run, manifest_of(config.embeddings.run)
+    sampled = manifest.kind == "grids"
+    check_same_encoder(str(run), manifest.info, str(config.denoiser), wanted, sampled)
+    if config.embeddings.latents is not None and sampled:
+        raise ManifestError(
+            f"embeddings.strength={config.embeddings.strength:g} begins from the latent of the image that an embedding "
+            f"is of, and those of {run} were sampled, of no image; leave strength and latents out"
+        )
     if config.embeddings.latents is not None:
         space = manifest_latent_space(manifest_of(config.embeddings.latents))
         ours = manifest_latent_space(manifest_of(config.denoiser))
@@ -115,7 +121,7 @@ def planned_counts(config: SampleConfig, manifest_of: ManifestOf) -> list[int]:
         ConfigError: as `counts_of`.
     """
     if config.embeddings is not None:
-        number = config.embeddings.num_conditions(manifest_of(config.embeddings.run).num_samples)
+        number = config.embeddings.num_conditions(num_embeddings(manifest_of(config.embeddings.run)))
         return [config.embeddings.variations] * number
     assert config.per_class is not None, "checked by the config"
     return counts_of(config.per_class, classes_of(config, manifest_of))
@@ -151,7 +157,7 @@ def classes_of(config: SampleConfig, manifest_of: ManifestOf) -> list[str] | Non
 
 
 def _inherited(path: Path, manifest_of: ManifestOf, denoiser: Manifest) -> list[str] | None:
-    """The classes of the images that embeddings are of; a denoiser that sees classes too must have the same."""
+    """The classes of embeddings, of images or of a prior; a denoiser that sees classes too must have the same."""
     classes = manifest_of(path).classes
     if classes and denoiser.classes and classes != denoiser.classes:
         raise ManifestError(

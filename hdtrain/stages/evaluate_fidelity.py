@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from hdtrain.config.fidelity import EvaluateFidelityConfig
+from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
@@ -62,16 +63,14 @@ def _of_images(config: EvaluateFidelityConfig, context: StageContext) -> _Compar
     for doubt in other_sizes(str(config.asked), asked.info, str(config.made), made.info):
         print(f"warning: {doubt}")
     keys, source_keys = _sources(config.images, images)
-    known = RecordsByKey([(config.asked, asked)], "embedding")
-    names, labels = known.listing()
-    chosen = _candidates(names, source_keys, config)
+    known = embeddings_by_key(config.asked, asked)
+    chosen = _candidates(known.keys(), source_keys, config)
     row_of = {key: row for row, key in enumerate(chosen)}
-    label_of = dict(zip(names, labels, strict=True))
     return _Compared(
         made=RecordsByKey([(config.made, made)], "embedding")(keys),
         candidates=known(chosen),
         sources=np.array([row_of[key] for key in source_keys], np.int64),
-        labels=np.array([label_of[key] for key in chosen], np.int64),
+        labels=np.array([known.label(key) for key in chosen], np.int64),
         classes=asked.classes,
         encoder=asked.info["encoder"],
         images=images.identity,

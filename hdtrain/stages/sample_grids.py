@@ -5,8 +5,9 @@ from typing import Any
 
 from hdtrain.config.prior import SampleGridsConfig
 from hdtrain.distributed.collectives import barrier, device, process_group, use_reproducible_kernels
-from hdtrain.formats.embedding_grid import GRIDS_FOLDER, write_grid
+from hdtrain.formats.embedding_grid import write_grid
 from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.sampled_cells import GRIDS_FOLDER
 from hdtrain.models.published_prior import load_prior
 from hdtrain.progress import Progress
 from hdtrain.sampling.prior import GridSampler, wishes_with_text

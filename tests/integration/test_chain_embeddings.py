@@ -50,12 +50,15 @@ def slides_recipe() -> dict:
         ),
         "prior": node("train-prior", **PRIOR, **train_config(16)),
         "grids": node("sample-grids", prior="@prior", count=2, every_class=True, steps=4, rows=3, columns=3),
+        "patch-prior": node("train-prior", **{**PRIOR, "rows": 1, "columns": 1}, unit="images", **train_config(16)),
+        "cells": node("sample-grids", prior="@patch-prior", count=3, every_class=True, steps=4),
+        "patches": node("sample", denoiser="@ldm", decoder="@vae", embeddings={"run": "@cells"}, solver={"steps": 2}),
         "painting": node("paint", **SIZE, grid={"source": "@embeddings", "name": "slides-dots-1"}),
-        "cells": node(
+        "painting-cells": node(
             "shard", sources=[{**TILES, "path": "@painting/painting.png", "layout": "flat"}], duplicates="keep"
         ),
-        "cells-embeddings": embed("@cells"),
-        "painting-fidelity": node("evaluate-fidelity", painting="@painting", made="@cells-embeddings"),
+        "painting-cells-embeddings": embed("@painting-cells"),
+        "painting-fidelity": node("evaluate-fidelity", painting="@painting", made="@painting-cells-embeddings"),
         "invented": node("paint", **SIZE, prior="@prior", label="stripes", rows=2, columns=3, prior_steps=4),
         "slides": node(
             "evaluate-slides", test=["@test-embeddings"], arms=arms, baseline="real", mil=small, seeds=[0, 1]
@@ -99,6 +102,12 @@ def test_a_slide_is_a_grid_with_its_class_and_the_prior_makes_such_grids(folder)
     assert sorted(grid.label or "" for grid in made) == ["dots", "dots", "stripes", "stripes"]
     assert {grid.embeddings.shape for grid in made} == {(3, 3, real.embeddings.shape[2])}
     assert {grid.encoder_hash for grid in made} == {real.encoder_hash}
+
+
+def test_a_prior_of_images_makes_labelled_patches(folder):
+    patches = read_manifest(folder / "runs/patches")
+    assert (patches.kind, patches.classes) == ("images", ["dots", "stripes"])
+    assert patches.info["class_counts"] == {"dots": 3, "stripes": 3}
 
 
 @pytest.mark.parametrize(("name", "size"), [("painting", (128, 96)), ("invented", (96, 64))])

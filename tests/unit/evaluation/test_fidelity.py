@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 from embedding_helpers import write_embeddings
+from prior_helpers import CLASSES, publish_grids, toy_grids
 from tiny_chain import run_here
 
-from hdtrain.data.records_by_key import RecordsByKey
+from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.evaluation.fidelity import SourceBootstrap, normalised, retrieve
 from hdtrain.formats.fidelity import read_fidelity
 from hdtrain.formats.manifest import FieldSpec, Manifest, publish, read_manifest
@@ -56,8 +57,9 @@ def asked(chain, tmp_path_factory):
 
 def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
     """Two images of each embedding, and their own embeddings: what was asked for with noise."""
-    by_key = RecordsByKey([(asked, read_manifest(asked))], "embedding")
-    keys, _labels = by_key.listing()
+    theirs = read_manifest(asked)
+    by_key = embeddings_by_key(asked, theirs)
+    keys = by_key.keys()
     names = [f"syn-{i}" for i in range(2 * len(keys))]
     (folder / "images/shards").mkdir(parents=True)
     with ShardWriter(folder / "images/shards/synthetic-000000.tar") as shard:
@@ -73,10 +75,10 @@ def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
     (folder / "made/shards").mkdir(parents=True)
     part = folder / "made/shards/embeddings-000000.tar"
     write_record_shard(part, tokens.astype(np.float16), names, [None] * len(names), 8)
-    theirs = read_manifest(asked)
+    field = FieldSpec(dtype="float16", shape=list(tokens.shape[1:]))
     publish(
         folder / "made",
-        Manifest(kind="embeddings", **kinds, fields=theirs.fields, shards=[shard_entry(part, folder / "made")],
+        Manifest(kind="embeddings", **kinds, fields={"embedding": field}, shards=[shard_entry(part, folder / "made")],
                  info=theirs.info),
     )  # fmt: skip
     return {"images": str(folder / "images"), "made": str(folder / "made"), "asked": str(asked)}
@@ -97,6 +99,16 @@ def test_images_that_are_what_was_asked_for_find_their_source_and_noise_finds_no
     assert set(near.per_class) == {"dots", "stripes"}
     assert (near.num_images, near.num_sources, near.num_candidates) == (40, 20, 20)
     assert re.search(r"rank_percentile +0\.0000 +\[0\.0000, 0\.0000\] +0\.5", said)
+
+
+def test_images_of_sampled_grids_are_looked_for_among_the_cells(tmp_path):
+    grids = publish_grids(tmp_path / "grids", toy_grids(4, rows=2, columns=3))
+    assert run_here("evaluate-fidelity", tmp_path / "run", synthetic(tmp_path / "a", grids, 0.01)) == 0
+    found = read_fidelity(tmp_path / "run/results.json")
+    assert (found.num_images, found.num_sources, found.num_candidates) == (48, 24, 24)
+    assert found.metrics["top_1"].value == 1.0
+    assert found.metrics["same_class_nearest"].value == 1.0
+    assert set(found.per_class) == set(CLASSES)
 
 
 def test_fewer_candidates_hold_the_sources_all_the_same(asked, tmp_path):
