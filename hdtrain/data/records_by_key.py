@@ -65,7 +65,6 @@ class RecordsByKey:
                 labels += opened.labels.tolist()
         return keys, labels
 
-<<<<<<< HEAD
     def sample(self, count: int) -> Float16[np.ndarray, "n ..."]:
         """About `count` of the records, or all if there are fewer: evenly spread over evenly spread shards."""
         shards = _spread(min(len(self._shards.places), _SAMPLED_SHARDS), len(self._shards.places))
@@ -76,7 +75,7 @@ class RecordsByKey:
                 found.append(np.empty((len(records), *self.shape), np.float16))
                 opened.reader.gather(records, found[-1], np.arange(len(records)))
         return np.concatenate(found)
-=======
+
     @cached_property
     def _label_of(self) -> Mapping[str, int]:
         return dict(zip(*self.listing(), strict=True))
@@ -92,7 +91,6 @@ class RecordsByKey:
             KeyError: there is no such record.
         """
         return self._label_of[key]
->>>>>>> h1
 
     def __call__(self, keys: Sequence[str]) -> Float16[np.ndarray, "n ..."]:
         """The records of images, as they are stored.
