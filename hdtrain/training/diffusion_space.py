@@ -52,7 +52,7 @@ def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
 
 
 def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any] | None:
-    """What the denoiser looks at: `dim`, `tokens`, `encoder`, `encoder_hash`, `dropout`; None if at nothing.
+    """What the denoiser looks at: `dim`, `tokens`, `token_order`, `encoder`, `encoder_hash`, `dropout`; None: nothing.
 
     Raises:
         ManifestError: embeddings, or the start, are of different encoders.
@@ -65,8 +65,9 @@ def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, A
                 "has none; give embeddings=[RUN], or start from another denoiser"
             )
         return None
-    keys = ("dim", "tokens", "encoder", "encoder_hash")
-    first = {key: manifest_of(config.embeddings[0]).info[key] for key in keys}
+    info = manifest_of(config.embeddings[0]).info
+    keys = ("dim", "tokens", "token_order", "encoder", "encoder_hash")
+    first = {key: info[key] for key in keys if key in info}
     for path in config.embeddings[1:]:
         check_same_encoder(str(path), manifest_of(path).info, str(config.embeddings[0]), first)
     if start:

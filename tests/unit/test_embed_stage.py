@@ -191,8 +191,12 @@ def test_tokens_are_the_views_in_their_order_and_a_context_is_that_part_of_the_s
         crops = [wide, tile, tile[4:12, 4:12], *quarters, wide[half:-half, half:-half]]
         plain = np.concatenate([expected(encoder, [crop]) for crop in crops])
         np.testing.assert_allclose(ours[key].astype(np.float32), plain, rtol=2e-3, atol=1e-3)
-    assert read_grid(tmp_path / "run", "a", token=1).embeddings[0, 0].any()
-    with pytest.raises(ManifestError, match="has 8 tokens an image, numbered from 0; there is no token 8"):
+    every, second = (read_grid(tmp_path / "run", "a", token=token) for token in (None, 1))
+    assert (every.embeddings.shape, every.tokens.order) == ((ROWS, COLUMNS, 8, DIM), tuple(info["token_order"]))
+    assert every.embeddings.any(axis=-1).all()
+    np.testing.assert_array_equal(every.embeddings[:, :, 1], second.embeddings)
+    assert second.token_order == ("whole",)
+    with pytest.raises(ManifestError, match=r"has 8 tokens \(context-3, .*\) an image, .* there is no token 8"):
         read_grid(tmp_path / "run", "a", token=8)
 
 
