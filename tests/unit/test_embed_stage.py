@@ -257,10 +257,34 @@ def test_tiles_in_one_place_have_no_grid_and_no_context(slides, tiles, encoder, 
     finer = cut(slides, tmp_path / "finer", tile_px=32, name="t")
     config = {"images": [str(tiles), str(finer)], "encoder": encoder}
     assert run_here("embed", tmp_path / "run", config) == 0
-    assert "warning: no grid: slide 'a': 12 tiles lie where another one does" in capsys.readouterr().out
-    assert read_manifest(tmp_path / "run").info["grids"] == {}
+    said = capsys.readouterr().out
+    assert "warning: no grid: slide 'a': 12 tiles lie where another one does: regions of the slide that" in said
+    assert said.count("The images are embedded all the same") == 1
+    info = read_manifest(tmp_path / "run").info
+    assert (info["grids"], list(info["off_lattice"])) == ({}, ["a", "b"])
     assert run_here("embed", tmp_path / "wide", {**config, "views": ["context-3"]}) == 2
     assert "tiles lie where another one does, as" in capsys.readouterr().err
+
+
+def test_regions_of_a_slide_that_count_from_one_corner_have_grids_once_they_have_names_of_their_own(
+    tmp_path, encoder, capsys
+):
+    places = [(f"{slide}_{region}", x, 0) for slide in (1, 2) for region in (3, 4) for x in (0, 16)]
+    sources = by_name(tmp_path / "raw", places)
+    for name, pattern, grids in (
+        ("slides", r"^(?P<slide>\d+)_\d+_(?P<x>\d+)_(?P<y>\d+)", {}),
+        ("regions", r"^(?P<slide>(?P<patient>\d+)_\d+)_(?P<x>\d+)_(?P<y>\d+)",
+         {f"{slide}_{region}": [1, 2] for slide in (1, 2) for region in (3, 4)}),
+    ):  # fmt: skip
+        sources[0]["pattern"] = pattern
+        assert run_here("shard", tmp_path / f"{name}-tiles", {"sources": sources}) == 0
+        capsys.readouterr()
+        config = {"images": [str(tmp_path / f"{name}-tiles")], "encoder": encoder}
+        assert run_here("embed", tmp_path / name, config) == 0
+        said = capsys.readouterr().out
+        assert read_manifest(tmp_path / name).info["grids"] == grids
+        assert len(embedded(tmp_path / name)) == 8
+        assert ("note: 2 slides without a grid. The images are embedded all the same" in said) == (not grids)
 
 
 def test_overlapping_tiles_have_a_grid_but_no_context(slides, encoder, tmp_path, capsys):
