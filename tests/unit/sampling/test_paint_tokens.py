@@ -102,6 +102,12 @@ def test_a_denoiser_of_one_token_gets_the_one_of_its_view_and_else_the_first(fol
     assert run_here("paint", tmp_path / "run", config_of(folder, denoiser, folder / "slides")) == 0
     painted = read_grid(tmp_path / "run" / "grid.npz", token=None)
     np.testing.assert_array_equal(painted.embeddings, slide().embeddings[:, :, token])
+    made = publish_slides(tmp_path / "made", [slide().only(token)])
+    config = {"painting": str(tmp_path / "run"), "made": str(made)}
+    assert run_here("evaluate-fidelity", tmp_path / "fidelity", config) == 0
+    fidelity = read_fidelity(tmp_path / "fidelity" / "results.json")
+    assert fidelity.metrics["cosine"].value == pytest.approx(1, abs=1e-5)
+    assert "tokens" not in fidelity.protocol
 
 
 def test_an_order_that_nobody_knows_is_warned_of(folder, tmp_path, capsys):
