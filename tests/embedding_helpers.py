@@ -26,6 +26,7 @@ def write_embeddings(directory: Path, images: Path, tokens: int = 1, dim: int = 
         write_record_shard(path, values.astype(np.float16), shard.sidecar.keys, shard.sidecar.labels, 4)
         entries.append(shard_entry(path, directory))
     info = {"encoder": encoder, "encoder_hash": sha256_bytes(canonical_json(encoder)), "tokens": tokens, "dim": dim}
+    info["token_order"] = [f"view-{token}" for token in range(tokens)]
     field = FieldSpec(dtype="float16", shape=[tokens, dim], layout="token, feature; not normalised")
     kinds = {"kind": "embeddings", "stage": "embed", "fingerprint": name, "commit": ""}
     publish(

@@ -53,7 +53,10 @@ def publish_grids(directory: Path, grids: list[EmbeddingGrid], **encoder: Any) -
 
 
 def publish_slides(directory: Path, grids: list[EmbeddingGrid]) -> Path:
-    """The same as a run of kind `embeddings`: cells in a random order, in three shards, with an index."""
+    """The same as a run of kind `embeddings`: cells in a random order, in three shards, with an index.
+
+    The grids may hold several tokens a cell; their names are told if they are known.
+    """
     cells = [(grid, row, column) for grid in grids for row, column in np.argwhere(grid.present).tolist()]
     cells = [cells[i] for i in np.random.default_rng(0).permutation(len(cells))]
     (directory / "shards").mkdir(parents=True)
@@ -63,7 +66,8 @@ def publish_slides(directory: Path, grids: list[EmbeddingGrid]) -> Path:
         path = directory / "shards" / f"embeddings-{number:06d}.tar"
         keys = [f"{grid.name}-{row}-{column}" for grid, row, column in part]
         labels = [CLASSES.index(grid.label) for grid, _, _ in part]
-        records = np.stack([grid.embeddings[row, column] for grid, row, column in part])[:, None].astype(np.float16)
+        records = np.stack([grid.embeddings[row, column] for grid, row, column in part])
+        records = records.reshape(len(part), -1, DIM).astype(np.float16)
         write_record_shard(path, records, keys, labels, 16)
         entries.append(shard_entry(path, directory))
         for record, (grid, row, column) in enumerate(part):
@@ -83,8 +87,11 @@ def publish_slides(directory: Path, grids: list[EmbeddingGrid]) -> Path:
             )
     index = directory / "index.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), index)
-    info = {**_info({}), "grids": {grid.name: [grid.rows, grid.columns] for grid in grids}}
-    field = FieldSpec(dtype="float16", shape=[1, DIM], layout="token, feature; not normalised")
+    tokens = grids[0].tokens
+    info = {**_info({}), "grids": {grid.name: [grid.rows, grid.columns] for grid in grids}, "tokens": tokens.count}
+    if tokens.order is not None:
+        info["token_order"] = list(tokens.order)
+    field = FieldSpec(dtype="float16", shape=[tokens.count, DIM], layout="token, feature; not normalised")
     files = {"index.parquet": sha256_file(index)}
     manifest = Manifest(
         kind="embeddings",

@@ -17,6 +17,8 @@ from hdtrain.models.autoencoder import build_autoencoder, encoder_id
 
 DIM = 6
 ENCODER_HASH = "5" * 64
+VIEWS = ("whole", "context-4")
+"""Of two tokens."""
 
 
 def tiny_unet(window: int = 8, channels: int = 3, dim: int = DIM, seed: int = 0) -> UNet2DConditionModel:
@@ -77,18 +79,20 @@ def publish_denoiser(directory: Path, vae: Path, unet: UNet2DConditionModel | No
     return directory
 
 
-def tiny_grid(rows: int, columns: int, seed: int = 0, **changes: Any) -> EmbeddingGrid:
-    """Random embeddings of very different directions."""
+def tiny_grid(rows: int, columns: int, seed: int = 0, tokens: int = 1, **changes: Any) -> EmbeddingGrid:
+    """Random embeddings of very different directions; one a cell, or two."""
     rng = np.random.default_rng(seed)
+    shape = (rows, columns, DIM) if tokens == 1 else (rows, columns, tokens, DIM)
     y, x = np.mgrid[:rows, :columns] * 32
     facts: dict[str, Any] = {
         "name": f"slide{seed}",
-        "embeddings": (3 * rng.standard_normal((rows, columns, DIM))).astype(np.float32),
+        "embeddings": (3 * rng.standard_normal(shape)).astype(np.float32),
         "present": np.ones((rows, columns), bool),
         "x": x.astype(np.int64),
         "y": y.astype(np.int64),
         "mpp": 0.5,
         "encoder_hash": ENCODER_HASH,
+        "token_order": VIEWS[:tokens] if tokens > 1 else None,
     }
     return EmbeddingGrid(**facts | changes)
 

@@ -85,7 +85,7 @@ class PaintConfig(PriorConditions):
     """One large image from a grid of embeddings: `hdtrain paint`. The same image from any number of ranks."""
 
     denoiser: DenoiserParent
-    """Conditioned on embeddings."""
+    """Conditioned on embeddings, one an image or several."""
     decoder: AutoencoderParent | None = None
     """The autoencoder, or D′; None for a denoiser of pixels."""
     grid: GridBlock | None = None

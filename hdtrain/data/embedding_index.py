@@ -66,7 +66,10 @@ def write_index(
     twice = _shared_cells(codes, row, column)
     for code, count in Counter(codes[twice].tolist()).items():
         name = places.slides[code]
-        why[name] = f"slide '{name}': {count} tiles lie where another one does; embed data sets of one resolution"
+        why[name] = (
+            f"slide '{name}': {count} tiles lie where another one does: regions of the slide that count their places "
+            "from the same corner, or data sets of several resolutions"
+        )
     kept = (row != NONE) & ~np.isin(codes, np.unique(codes[twice]))
     _write(path, parts, sidecars, rows, np.where(kept, row, NONE), np.where(kept, column, NONE), places, classes)
     counts = Counter(codes[kept].tolist())

@@ -66,15 +66,16 @@ def coverage(starts: Sequence[int], weights: Float64[Tensor, " w"], length: int)
 
 
 def window_conditions(
-    embeddings: Float[Tensor, "r c d"], places: Int64[Tensor, "n 2"], window: int
-) -> Float[Tensor, "n d"]:
+    embeddings: Float[Tensor, "r c *k d"], places: Int64[Tensor, "n 2"], window: int
+) -> Float[Tensor, "n *k d"]:
     """What each window is conditioned on: between the embeddings of the four cells around its first place.
 
     With u = i/w and v = j/w the columns are interpolated by the fraction of v in both rows, then the rows by that of u
     (`slerp`). The last row and column are replicated.
 
     Args:
-        embeddings: one a cell, raw; a cell is `window` places high and wide.
+        embeddings: one a cell, raw, or several tokens, each interpolated by itself; a cell is `window` places high and
+            wide.
         places: (i, j), row and column of each window's first place on the canvas.
         window: w, height and width of a window.
     """
@@ -83,9 +84,11 @@ def window_conditions(
     share = (places.to(embeddings.device) - cell * window).to(embeddings.dtype) / window
     above, left = cell.unbind(1)
     below, right = (above + 1).clamp_max(rows - 1), (left + 1).clamp_max(columns - 1)
-    top = slerp(embeddings[above, left], embeddings[above, right], share[:, 1])
-    bottom = slerp(embeddings[below, left], embeddings[below, right], share[:, 1])
-    return slerp(top, bottom, share[:, 0])
+    each = (len(places),) + (1,) * (embeddings.ndim - 3)
+    down, across = (part.reshape(each).expand(-1, *embeddings.shape[2:-1]) for part in share.unbind(1))
+    top = slerp(embeddings[above, left], embeddings[above, right], across)
+    bottom = slerp(embeddings[below, left], embeddings[below, right], across)
+    return slerp(top, bottom, down)
 
 
 def cut(canvas: Float[Tensor, "c h w"], places: Int64[Tensor, "n 2"], window: int) -> Float[Tensor, "n c w w"]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.atomic import atomic_file, canonical_json
@@ -22,8 +22,10 @@ from hdtrain.formats.manifest import Manifest, check_files, read_manifest
 from hdtrain.formats.records import RecordReader
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.sampled_cells import GRIDS_FOLDER, sampled_names
+from hdtrain.formats.tokens import Tokens
 
-VERSION = 1
+VERSIONS = {3: 1, 4: 2}
+"""Of a file, by the dimensions of its embeddings: a grid of one token a cell is what it always was."""
 UNKNOWN_PX = -1
 """x or y of a cell whose place nobody knows."""
 KINDS = ("embeddings", "grids")
@@ -36,8 +38,9 @@ class EmbeddingGrid:
     """One slide's embeddings."""
 
     name: str
-    embeddings: Float32[np.ndarray, "r c d"]
-    """As the encoder gives them, not normalised; an absent cell is all zeros."""
+    embeddings: Float32[np.ndarray, "r c *k d"]
+    """As the encoder gives them, not normalised; an absent cell is all zeros. (rows, columns, features) of one token a
+    cell, (rows, columns, tokens, features) of several."""
     present: Bool[np.ndarray, "r c"]
     x: Int64[np.ndarray, "r c"]
     """Left of the tile, in pixels of the slide's finest level; −1: not known."""
@@ -48,6 +51,8 @@ class EmbeddingGrid:
     label: str | None = None
     encoder_hash: str | None = None
     """Of the encoder's description (`info.encoder_hash` of a run); None: computed elsewhere, not known."""
+    token_order: tuple[str, ...] | None = None
+    """A name a token (`info.token_order` of a run); None: not known."""
 
     @property
     def rows(self) -> int:
@@ -62,7 +67,26 @@ class EmbeddingGrid:
     @property
     def dim(self) -> int:
         """Features of an embedding."""
-        return int(self.embeddings.shape[2])
+        return int(self.embeddings.shape[-1])
+
+    @property
+    def tokens(self) -> Tokens:
+        """Of a cell."""
+        return Tokens(1 if self.embeddings.ndim == 3 else int(self.embeddings.shape[2]), self.token_order)
+
+    def only(self, token: int) -> "EmbeddingGrid":
+        """The grid of one of its tokens, numbered from 0.
+
+        Raises:
+            ManifestError: it has not as many.
+        """
+        tokens = self.tokens
+        if not 0 <= token < tokens.count:
+            raise ManifestError(f"grid '{self.name}' has {tokens} a cell, numbered from 0; there is no token {token}")
+        if tokens.count == 1:
+            return self
+        order = tokens.order and (tokens.order[token],)
+        return replace(self, embeddings=self.embeddings[:, :, token], token_order=order)
 
     def crop(self, rows: slice, columns: slice) -> "EmbeddingGrid":
         """A part of it.
@@ -102,15 +126,21 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
     Raises:
         DataError: shapes that do not fit, NaN or infinity (names the cells), no cell at all.
     """
-    if grid.embeddings.ndim != 3 or 0 in grid.embeddings.shape:
+    shape = grid.embeddings.shape
+    if len(shape) not in VERSIONS or 0 in shape or shape[2:-1] == (1,):
         raise DataError(
-            f"{where}: embeddings of shape {grid.embeddings.shape}, expected (rows, columns, features), none of them 0"
+            f"{where}: embeddings of shape {shape}, expected (rows, columns, features), none of them 0, or of two "
+            "tokens a cell and more (rows, columns, tokens, features)"
+        )
+    if grid.token_order is not None and len(grid.token_order) != grid.tokens.count:
+        raise DataError(
+            f"{where}: {len(grid.token_order)} names for {grid.tokens.count} tokens a cell; expected one each"
         )
     for name in _ARRAYS[1:]:
         found = getattr(grid, name).shape
-        if found != grid.embeddings.shape[:2]:
-            raise DataError(f"{where}: {name} has shape {found}, the embeddings have {grid.embeddings.shape[:2]} cells")
-    bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=2))
+        if found != shape[:2]:
+            raise DataError(f"{where}: {name} has shape {found}, the embeddings have {shape[:2]} cells")
+    bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=tuple(range(2, len(shape)))))
     if len(bad):
         named = ", ".join(f"(row {row}, column {column})" for row, column in bad[:_MAX_NAMED].tolist())
         raise DataError(
@@ -122,14 +152,21 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
     return grid
 
 
+def over_cells(cells: Bool[np.ndarray, "r c"], embeddings: Float[np.ndarray, "r c *k d"]) -> Bool[np.ndarray, "..."]:
+    """What is said of cells, in a shape that numpy takes beside their embeddings."""
+    return cells.reshape(cells.shape + (1,) * (embeddings.ndim - cells.ndim))
+
+
 def write_grid(path: Path, grid: EmbeddingGrid) -> None:
     """One `.npz` without pickles, by rename; the same grid gives the same bytes.
+
+    With one token a cell the file is of version 1 and names no token, with several it is of version 2 and does.
 
     Raises:
         DataError: as `checked`.
     """
     checked(grid, f"grid '{grid.name}'")
-    embeddings = np.where(grid.present[..., None], grid.embeddings, 0).astype(np.float32)
+    embeddings = np.where(over_cells(grid.present, grid.embeddings), grid.embeddings, 0).astype(np.float32)
     arrays: dict[str, np.ndarray] = {
         "embeddings": embeddings,
         "present": grid.present.astype(np.bool_),
@@ -137,7 +174,10 @@ def write_grid(path: Path, grid: EmbeddingGrid) -> None:
         "y": grid.y.astype(np.int64),
     }
     facts = {name: getattr(grid, name) for name in ("name", "mpp", "label", "encoder_hash")}
-    arrays["info"] = np.frombuffer(canonical_json({"version": VERSION, **facts}), np.uint8)
+    if grid.tokens.count > 1:
+        facts["token_order"] = grid.token_order
+    facts["version"] = VERSIONS[embeddings.ndim]
+    arrays["info"] = np.frombuffer(canonical_json(facts), np.uint8)
     with atomic_file(path) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
@@ -145,22 +185,31 @@ def write_grid(path: Path, grid: EmbeddingGrid) -> None:
                 np.lib.format.write_array(part, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def read_grid(path: Path, name: str | None = None, token: int = 0) -> EmbeddingGrid:
+def read_grid(path: Path, name: str | None = None, token: int | None = 0) -> EmbeddingGrid:
     """A grid, checked.
 
     Args:
         path: a `.npz` of `write_grid`; a published run of kind `embeddings` or `grids`; `.npy` (rows, columns,
             features); `.h5`, `.parquet` or `.zarr` from elsewhere.
         name: the slide, where several are there.
-        token: which of a cell's tokens, where a run has several (`info.token_order`).
+        token: which of a cell's tokens, where there are several (`token_order`); None: all of them. A file from
+            elsewhere has one.
 
     Raises:
         DataError: missing, of another layout, NaN, no cell, two tiles in one cell.
-        ManifestError: the run is not published, of another kind, or has no such slide.
+        ManifestError: the run is not published, of another kind, or has no such slide; there is no such token.
     """
     if path.is_dir() and path.suffix != ".zarr":
         manifest = read_manifest(path, KINDS)
-        return _of_grids(path, manifest, name) if manifest.kind == "grids" else _of_run(path, manifest, name, token)
+        if manifest.kind == "embeddings":
+            return _of_run(path, manifest, name, token)
+        found = _of_grids(path, manifest, name)
+    else:
+        found = _of_file(path, name)
+    return found if token is None else found.only(token)
+
+
+def _of_file(path: Path, name: str | None) -> EmbeddingGrid:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a grid of embeddings")
     if path.suffix == ".npz":
@@ -201,9 +250,11 @@ def _of_npz(path: Path) -> EmbeddingGrid:
             facts = json.loads(archive["info"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as a grid of hdtrain's: {error}") from None
-    if facts.pop("version", None) != VERSION:
-        raise DataError(f"{path}: a grid of another version, this hdtrain reads version {VERSION}; write it again")
-    return checked(EmbeddingGrid(**arrays, **facts), str(path))
+    if facts.pop("version", None) != VERSIONS.get(arrays["embeddings"].ndim):
+        versions = " and ".join(map(str, VERSIONS.values()))
+        raise DataError(f"{path}: a grid of another version, this hdtrain reads versions {versions}; write it again")
+    order = facts.pop("token_order", None)
+    return checked(EmbeddingGrid(**arrays, **facts, token_order=order and tuple(order)), str(path))
 
 
 def _chosen(path: Path, names: list[str], name: str | None) -> str:
@@ -228,15 +279,16 @@ def _of_grids(path: Path, manifest: Manifest, name: str | None) -> EmbeddingGrid
     return read_sampled(path, manifest, _chosen(path, sampled_names(manifest), name))
 
 
-def _of_run(path: Path, manifest: Manifest, name: str | None, token: int) -> EmbeddingGrid:
-    info = manifest.info
+def _of_run(path: Path, manifest: Manifest, name: str | None, token: int | None) -> EmbeddingGrid:
+    """One token, taken before anything is widened to fp32: all tokens of a slide may be many; or all of them."""
+    info, tokens = manifest.info, Tokens.of(manifest.info)
     chosen = _chosen(path, grid_names(path), name)
-    if not 0 <= token < info["tokens"]:
-        raise ManifestError(f"{path} has {info['tokens']} tokens an image, numbered from 0; there is no token {token}")
+    if token is not None and not 0 <= token < tokens.count:
+        raise ManifestError(f"{path} has {tokens} an image, numbered from 0; there is no token {token}")
     table = pq.read_table(RunDir(path).index, filters=pc.field("slide") == chosen)
     table = table.filter(pc.and_(pc.is_valid(table["row"]), pc.is_valid(table["column"])))
     rows = table.to_pydict()
-    embeddings = np.empty((len(table), info["tokens"], info["dim"]), np.float16)
+    embeddings = np.empty((len(table), tokens.count, info["dim"]), np.float16)
     for shard in sorted(set(rows["shard"])):
         own = np.array([i for i, of in enumerate(rows["shard"]) if of == shard])
         RecordReader(RunDir(path).shards / shard).gather(np.array(rows["record"])[own], embeddings, own)
@@ -245,8 +297,11 @@ def _of_run(path: Path, manifest: Manifest, name: str | None, token: int) -> Emb
     facts: dict[str, Any] = {
         key: values[0] if len(values := list(set(rows[key]))) == 1 else None for key in ("mpp", "label")
     }
-    cells = Cells(chosen, embeddings[:, token].astype(np.float32), row, column, x, y, **facts, shape=shape)
-    return replace(_of_cells(cells, f"{path}: {chosen}"), encoder_hash=info["encoder_hash"])
+    order = tokens.order
+    if token is not None or tokens.count == 1:
+        embeddings, order = embeddings[:, token or 0], order and (order[token or 0],)
+    cells = Cells(chosen, embeddings, row, column, x, y, **facts, shape=shape)
+    return replace(_of_cells(cells, f"{path}: {chosen}"), encoder_hash=info["encoder_hash"], token_order=order)
 
 
 def _of_cells(cells: Cells, where: str) -> EmbeddingGrid:

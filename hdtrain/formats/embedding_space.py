@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hdtrain.errors import ManifestError
+from hdtrain.formats.tokens import Tokens
 
 _NAMED = 3
 
@@ -15,7 +16,8 @@ def check_same_encoder(
 
     Args:
         what: has them, for the message.
-        found: its `dim`, `tokens`, `encoder` and `encoder_hash`, as the manifest of embeddings says.
+        found: its `dim`, `tokens`, `encoder` and `encoder_hash`, as the manifest of embeddings says, and `token_order`
+            if that is known.
         whose: wants others, for the message.
         wanted: the same of the model, as its manifest says.
         sampled: `found` come from a prior, not from images.
@@ -29,10 +31,11 @@ def check_same_encoder(
             f"{what} has embeddings of {name_of(found)}, and {whose} was trained with those of {name_of(wanted)}; "
             + ("train the prior on embeddings of that encoder" if sampled else advice)
         )
-    if found["tokens"] != wanted["tokens"]:
+    ours, theirs = Tokens.of(found), Tokens.of(wanted)
+    if not ours.fit(theirs):
         raise ManifestError(
-            f"{what} has {found['tokens']} tokens an image, and {whose} was trained with {wanted['tokens']}; "
-            + ("a prior samples one" if sampled else "embed the images with the same views")
+            f"{what} has {ours} an image, and {whose} was trained with {theirs}; "
+            + ("a prior samples one" if sampled else "embed the images with the same views, in the same order")
         )
 
 

@@ -28,7 +28,8 @@ class Cells:
     """Embeddings of one slide, each with its place."""
 
     name: str
-    embeddings: Float[np.ndarray, "n d"]
+    embeddings: Float[np.ndarray, "n *k d"]
+    """Of one token a cell; a run of ours may have several."""
     row: Int64[np.ndarray, " n"]
     column: Int64[np.ndarray, " n"]
     x: Int64[np.ndarray, " n"]

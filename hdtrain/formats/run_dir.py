@@ -79,6 +79,11 @@ class RunDir:
         return self.path / "contact_sheet.jpg"
 
     @property
+    def preview(self) -> Path:
+        """What a painting would become, while it is made."""
+        return self.path / "preview.png"
+
+    @property
     def shards(self) -> Path:
         """Tar shards and their sidecars."""
         return self.path / "shards"

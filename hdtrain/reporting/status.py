@@ -22,6 +22,7 @@ from hdtrain.reporting.run_progress import Progress, read_progress, together
 from hdtrain.reporting.run_state import State, run_state
 from hdtrain.reporting.run_workers import live_workers, shared_progress, where
 from hdtrain.reporting.status_job import JobStatus
+from hdtrain.reporting.status_painting import Painting, read_painting
 from hdtrain.reporting.tail import number, tail
 
 _TELLING = re.compile(r"^(error: |[\w.]*(Error|Exception|Interrupt)\b)|: stopped (by|because) ")
@@ -42,6 +43,8 @@ class Status:
     progress: Progress | None = None
     """Of a training (of one with several seeds, all of them together, with the figures of the newest) or a sampling."""
     seeds: dict[str, Progress] = field(default_factory=dict)
+    painting: Painting | None = None
+    """Of one that is not published."""
     shards: int | None = None
     """Written so far, by a stage that writes shards."""
     message: str | None = None
@@ -116,6 +119,9 @@ def _read(run: RunDir, now: float) -> Status:
         status.state, status.detail, status.ranks = "running", where(workers, status.stage), None
         status.progress = shared_progress(run, config, workers)
         _add_time_left(status)
+    elif status.stage == "paint" and state != "published" and (painting := read_painting(run, now)):
+        status.painting = painting
+        status.seconds_left = painting.seconds_left if state == "running" else None
     if run.shards.is_dir():
         status.shards = sum(entry.name.endswith(".json") for entry in os.scandir(run.shards))
     if state in ("hung", "stopped", "failed", "killed"):

@@ -8,6 +8,7 @@ from hdtrain.reporting.formatting import duration, figure, percent
 from hdtrain.reporting.run_progress import Progress
 from hdtrain.reporting.status import Status
 from hdtrain.reporting.status_job import JobStatus
+from hdtrain.reporting.status_painting import painting_facts
 from hdtrain.text import counted
 
 _STATES = {"stopped": "stopped after saving", "killed": "killed without a word"}
@@ -89,6 +90,8 @@ def _share(status: Status) -> str:
     done = status.progress
     if done and done.total_images:
         return percent(done.images / done.total_images)
+    if status.painting:
+        return percent(status.painting.done_share)
     return counted(status.shards, "shard") if status.shards is not None else ""
 
 
@@ -138,6 +141,8 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
         yield from _job_facts(status.job)
     if status.progress:
         yield from _progress_facts(status, status.progress)
+    if status.painting:
+        yield from painting_facts(status.painting, status.state == "running")
     for seed, part in status.seeds.items():
         losses = _figures(part, "loss/")
         yield f"seed {seed}", f"step {_of(part.step, part.steps)}{f'; {losses}' if losses else ''}"

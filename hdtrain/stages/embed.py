@@ -129,10 +129,7 @@ def _publish(
             "failed": dict(failed.most_common()),
         },
     )
-    for line in [*map(str, grids[:_SHOWN_SLIDES]), *(f"warning: no grid: {why}" for why in off_lattice.values())]:
-        print(line)
-    if len(grids) > _SHOWN_SLIDES:
-        print(f"… and {counted(len(grids) - _SHOWN_SLIDES, 'slide')} more")
+    _say_grids([*map(str, grids)], off_lattice)
     tokens, dim = embedder.shape
     skipped = "".join(f"; skipped {counted(number, 'image')}: {reason}" for reason, number in failed.most_common())
     images = counted(sum(entry.samples for entry in entries), "image")
@@ -140,3 +137,19 @@ def _publish(
         f"embedded {images} in {counted(len(entries), 'shard')}: {counted(tokens, 'token')} of {dim} features by "
         f"{embedder.encoder.name}{skipped}"
     )
+
+
+def _say_grids(grids: list[str], off_lattice: dict[str, str]) -> None:
+    """Which slides have a grid and which have none; and, once, what that means."""
+    for lines in (grids, [f"warning: no grid: {why}" for why in off_lattice.values()]):
+        for line in lines[:_SHOWN_SLIDES]:
+            print(line)
+        if len(lines) > _SHOWN_SLIDES:
+            print(f"… and {counted(len(lines) - _SHOWN_SLIDES, 'slide')} more")
+    if off_lattice:
+        print(
+            f"note: {counted(len(off_lattice), 'slide')} without a grid. The images are embedded all the same, and "
+            "train-ldm, sample and evaluate-fidelity take them as they are; paint, train-prior and evaluate-slides "
+            "want grids. Where tiles share a place, name every region a slide of its own (the group `slide` in the "
+            "pattern of `shard`; `patient` keeps the slide, to split by), or embed one data set of one resolution"
+        )

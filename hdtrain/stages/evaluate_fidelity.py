@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float32, Int64
 
 from hdtrain.config.fidelity import EvaluateFidelityConfig
 from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
-from hdtrain.formats.embedding_grid import read_grid
+from hdtrain.formats.embedding_grid import EmbeddingGrid, read_grid
 from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
 from hdtrain.formats.fidelity import Fidelity, write_fidelity
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import open_shards
+from hdtrain.formats.tokens import Tokens
 from hdtrain.stages.base import StageContext
 from hdtrain.text import table
 
@@ -43,6 +44,8 @@ class _Compared:
     images: str
     """Identity of the images or the painting."""
     asked: str
+    tokens: list[str] | None = None
+    """Of a painting of several tokens a cell those that are compared; None: all, or there is one."""
 
 
 def run(config: EvaluateFidelityConfig, context: StageContext) -> None:
@@ -82,11 +85,12 @@ def _of_painting(config: EvaluateFidelityConfig, context: StageContext) -> _Comp
     """Cell by cell.
 
     Raises:
-        DataError: the embeddings are not of the painting's cells, or of another encoder.
+        DataError: the embeddings are not of the painting's cells, or have no token of theirs.
+        ManifestError: they are of another encoder.
     """
     assert config.painting is not None, "checked by the config"
     made, painting = context.manifest_of(config.made), context.manifest_of(config.painting)
-    asked, found = read_grid(config.painting / "grid.npz"), read_grid(config.made)
+    asked, found = read_grid(config.painting / "grid.npz", token=None), read_grid(config.made, token=None)
     found.check_encoder(asked.dim, asked.encoder_hash, str(config.painting))
     if found.present.shape != asked.present.shape:
         rows, columns = found.present.shape
@@ -99,15 +103,40 @@ def _of_painting(config: EvaluateFidelityConfig, context: StageContext) -> _Comp
     count = int(cells.sum())
     if count < 2:
         raise DataError(f"made {config.made}: {count} cells of the painting have embeddings; two are needed")
+    ours, theirs = _same_tokens(asked.tokens, found.tokens, config)
+    names = asked.token_order if asked.tokens.count > 1 else None
     return _Compared(
-        made=found.embeddings[cells][:, None],
-        candidates=asked.embeddings[cells][:, None],
+        made=_tokens_of(found, cells)[:, theirs],
+        candidates=_tokens_of(asked, cells)[:, ours],
         sources=np.arange(count),
         labels=np.full(count, -1),
         classes=None,
         encoder=made.info["encoder"],
         images=painting.identity,
         asked=painting.files["grid.npz"],
+        tokens=[names[token] for token in ours] if names else None,
+    )
+
+
+def _tokens_of(grid: EmbeddingGrid, cells: Bool[np.ndarray, "r c"]) -> Float32[np.ndarray, "n k d"]:
+    return grid.embeddings[cells].reshape(int(cells.sum()), -1, grid.dim)
+
+
+def _same_tokens(asked: Tokens, found: Tokens, config: EvaluateFidelityConfig) -> tuple[list[int], list[int]]:
+    """Numbers of the tokens that a painting's grid and the embeddings of its cells both have.
+
+    Raises:
+        DataError: there is none, or nobody knows which are which.
+    """
+    if asked.order is not None and found.order is not None:
+        common = [name for name in asked.order if name in found.order]
+        if common:
+            return [asked.order.index(name) for name in common], [found.order.index(name) for name in common]
+    elif asked.count in (1, found.count):
+        return list(range(asked.count)), list(range(asked.count))
+    raise DataError(
+        f"made {config.made} has {found} a cell, and {config.painting} was painted from {asked}; embed the cells with "
+        "the views of the painting's grid, or at least with one of them"
     )
 
 
@@ -191,6 +220,7 @@ def _scored(config: EvaluateFidelityConfig, found: Retrieval, compared: _Compare
             "seed": config.seed,
             "max_candidates": config.max_candidates,
             "resamples": config.bootstrap_resamples,
+            **({"tokens": compared.tokens} if compared.tokens else {}),
         },
     )
 
@@ -206,4 +236,5 @@ def described(fidelity: Fidelity) -> str:
         f"{fidelity.num_images:,} images of {fidelity.num_sources:,} sources, looked for among "
         f"{fidelity.num_candidates:,} embeddings of {fidelity.encoder['name']}"
     )
-    return f"{head}\n{table(rows)}"
+    tokens = f"; tokens {', '.join(named)}" if (named := fidelity.protocol.get("tokens")) else ""
+    return f"{head}{tokens}\n{table(rows)}"

@@ -5,13 +5,15 @@ The ranks share the windows of every step; any number of them makes the same ima
 
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 from hdtrain.config.painting import PaintConfig
 from hdtrain.distributed.collectives import process_group, use_reproducible_kernels
 from hdtrain.distributed.stop import STOP
 from hdtrain.evaluation.real_pixels import open_real
 from hdtrain.evaluation.seams import PixelRows, SeamReport, measure_seams
-from hdtrain.formats.embedding_grid import write_grid
+from hdtrain.formats.embedding_grid import EmbeddingGrid, write_grid
+from hdtrain.formats.tokens import Tokens
 from hdtrain.sampling.painting.fit import check_disk, check_grid, check_models, plan_for
 from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.models import load_models
@@ -33,7 +35,8 @@ def run(config: PaintConfig, context: StageContext) -> None:
     sampled = None
     if config.prior is not None:  # every rank draws it, alike
         sampled = one_grid(config.prior, config, config.prior_guidance, config.seed, config.prior_steps)
-    grid = open_grid(config, sampled)
+    wanted = Tokens.of(context.manifest_of(config.denoiser).info["embedding"])
+    grid = open_grid(config, wanted, sampled)
     check_grid(grid, config, context.manifest_of)
     plan = plan_for(config, grid, context.manifest_of)
     real = open_real(config.compare_with, *plan.pixels) if config.compare_with else None
@@ -41,6 +44,8 @@ def run(config: PaintConfig, context: StageContext) -> None:
         check_disk(plan, config, context.run.path)
         if grid.encoder_hash is None:
             print(f"warning: nobody knows which encoder grid '{grid.name}' comes from; the denoiser's is taken for it")
+        if wanted.count > 1 and None in (wanted.order, grid.token_order):
+            print(f"warning: nobody knows whether grid and denoiser have their {wanted.count} tokens in one order")
     with process_group():
         painter = Painter(config, grid, plan, load_models(config, context.manifest_of), context.run, context.world)
         pixels = painter.paint()
@@ -57,7 +62,7 @@ def run(config: PaintConfig, context: StageContext) -> None:
             "levels": [list(size) for size in levels],
             "mpp": grid.mpp,
             "label": grid.label,
-            "grid": {"name": grid.name, "rows": grid.rows, "columns": grid.columns, "dim": grid.dim},
+            "grid": _described(grid),
             "encoder_hash": grid.encoder_hash,
             "edits": [edit.kind for edit in config.edits],
             "window": plan.window,
@@ -74,6 +79,13 @@ def run(config: PaintConfig, context: StageContext) -> None:
     print(f"painted {width:,} × {height:,} pixels from {grid.rows} × {grid.columns} cells, {windows} a step")
     for name, report in seams.items():
         print(f"{name}: {report}")
+
+
+def _described(grid: EmbeddingGrid) -> dict[str, Any]:
+    """For the manifest; tokens are said where there are several."""
+    tokens = grid.tokens
+    several = {"tokens": tokens.count, "token_order": tokens.order} if tokens.count > 1 else {}
+    return {"name": grid.name, "rows": grid.rows, "columns": grid.columns, "dim": grid.dim, **several}
 
 
 def _seams(plan: PaintPlan, measured: Mapping[str, PixelRows]) -> dict[str, SeamReport]:

@@ -54,7 +54,7 @@ def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
 
 
 def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any] | None:
-    """What the denoiser looks at: `dim`, `tokens`, `encoder`, `encoder_hash`, `image_px`, `dropout`.
+    """What the denoiser looks at: its `dim`, `tokens`, `token_order`, `encoder`, `encoder_hash`, `image_px`, `dropout`.
 
     None if it looks at nothing.
 
@@ -69,14 +69,16 @@ def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, A
                 "has none; give embeddings=[RUN], or start from another denoiser"
             )
         return None
-    keys = ("dim", "tokens", "encoder", "encoder_hash")
-    first = {key: manifest_of(config.embeddings[0]).info[key] for key in keys}
+    info = manifest_of(config.embeddings[0]).info
+    keys = ("dim", "tokens", "token_order", "encoder", "encoder_hash")
+    first = {key: info[key] for key in keys if key in info}
     for path in config.embeddings[1:]:
         check_same_encoder(str(path), manifest_of(path).info, str(config.embeddings[0]), first)
     if start:
         check_same_encoder(str(config.embeddings[0]), first, f"start {config.start}", start)
     sizes = sorted({tuple(size) for path in config.embeddings for size in manifest_of(path).info.get("image_px", [])})
-    return {**first, "image_px": [list(size) for size in sizes], "dropout": config.embedding_dropout}
+    known = {"image_px": [list(size) for size in sizes]} if sizes else {}
+    return {**first, **known, "dropout": config.embedding_dropout}
 
 
 def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | None:

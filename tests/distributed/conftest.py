@@ -22,7 +22,9 @@ class Ranks:
 
     def __init__(self, scratch: Path):
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        variables["PYTHONPATH"] = f"{HERE.parents[1]}:{HERE.parent}:{HERE}:{HERE.parent / 'unit' / 'training'}"
+        # This tree's own code first, whatever is installed.
+        places = (HERE.parents[1], HERE.parent, HERE, HERE.parent / "unit" / "training")
+        variables["PYTHONPATH"] = ":".join(map(str, places))
         self._scratch, self._count = scratch, 0
         self._server = subprocess.Popen(
             [sys.executable, HERE / "rank_server.py"],

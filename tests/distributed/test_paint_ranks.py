@@ -2,9 +2,10 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
-from tiny_painting import publish_autoencoder, publish_denoiser, saved_grid
+from tiny_painting import DIM, ENCODER_HASH, VIEWS, publish_autoencoder, publish_denoiser, saved_grid
 
 from hdtrain.formats.manifest import read_manifest
 
@@ -33,6 +34,16 @@ def alone(config, ranks, tmp_path_factory):
 @pytest.mark.parametrize("size", [2, 3])
 def test_any_number_of_ranks_paints_the_same_bytes(config, alone, ranks, tmp_path, size):
     together = ranks.run("paint", tmp_path / "run", config, size)
+    assert (together / "painting.tiff").read_bytes() == (alone / "painting.tiff").read_bytes()
+    assert read_manifest(together).identity == read_manifest(alone).identity
+
+
+def test_cells_of_two_tokens_are_painted_the_same_by_two_ranks(config, ranks, tmp_path):
+    embedding = {"dim": DIM, "tokens": 2, "token_order": list(VIEWS), "encoder_hash": ENCODER_HASH, "dropout": 0.1}
+    denoiser = publish_denoiser(tmp_path / "denoiser", Path(config["decoder"]), embedding=embedding)
+    source = saved_grid(tmp_path / "grid.npz", 2, 2, tokens=2)
+    config = {**config, "denoiser": str(denoiser), "grid": {"source": str(source)}, "steps": 2}
+    alone, together = (ranks.run("paint", tmp_path / str(size), config, size) for size in (1, 2))
     assert (together / "painting.tiff").read_bytes() == (alone / "painting.tiff").read_bytes()
     assert read_manifest(together).identity == read_manifest(alone).identity
 

@@ -208,8 +208,12 @@ def test_tokens_are_the_views_in_their_order_and_a_context_is_that_part_of_the_s
         crops = [wide, tile, tile[4:12, 4:12], *quarters, wide[half:-half, half:-half]]
         plain = np.concatenate([expected(encoder, [crop]) for crop in crops])
         np.testing.assert_allclose(ours[key].astype(np.float32), plain, rtol=2e-3, atol=1e-3)
-    assert read_grid(tmp_path / "run", "a", token=1).embeddings[0, 0].any()
-    with pytest.raises(ManifestError, match="has 8 tokens an image, numbered from 0; there is no token 8"):
+    every, second = (read_grid(tmp_path / "run", "a", token=token) for token in (None, 1))
+    assert (every.embeddings.shape, every.tokens.order) == ((ROWS, COLUMNS, 8, DIM), tuple(info["token_order"]))
+    assert every.embeddings.any(axis=-1).all()
+    np.testing.assert_array_equal(every.embeddings[:, :, 1], second.embeddings)
+    assert second.token_order == ("whole",)
+    with pytest.raises(ManifestError, match=r"has 8 tokens \(context-3, .*\) an image, .* there is no token 8"):
         read_grid(tmp_path / "run", "a", token=8)
 
 
@@ -270,10 +274,34 @@ def test_tiles_in_one_place_have_no_grid_and_no_context(slides, tiles, encoder, 
     finer = cut(slides, tmp_path / "finer", tile_px=32, name="t")
     config = {"images": [str(tiles), str(finer)], "encoder": encoder}
     assert run_here("embed", tmp_path / "run", config) == 0
-    assert "warning: no grid: slide 'a': 12 tiles lie where another one does" in capsys.readouterr().out
-    assert read_manifest(tmp_path / "run").info["grids"] == {}
+    said = capsys.readouterr().out
+    assert "warning: no grid: slide 'a': 12 tiles lie where another one does: regions of the slide that" in said
+    assert said.count("The images are embedded all the same") == 1
+    info = read_manifest(tmp_path / "run").info
+    assert (info["grids"], list(info["off_lattice"])) == ({}, ["a", "b"])
     assert run_here("embed", tmp_path / "wide", {**config, "views": ["context-3"]}) == 2
     assert "tiles lie where another one does, as" in capsys.readouterr().err
+
+
+def test_regions_of_a_slide_that_count_from_one_corner_have_grids_once_they_have_names_of_their_own(
+    tmp_path, encoder, capsys
+):
+    places = [(f"{slide}_{region}", x, 0) for slide in (1, 2) for region in (3, 4) for x in (0, 16)]
+    sources = by_name(tmp_path / "raw", places)
+    for name, pattern, grids in (
+        ("slides", r"^(?P<slide>\d+)_\d+_(?P<x>\d+)_(?P<y>\d+)", {}),
+        ("regions", r"^(?P<slide>(?P<patient>\d+)_\d+)_(?P<x>\d+)_(?P<y>\d+)",
+         {f"{slide}_{region}": [1, 2] for slide in (1, 2) for region in (3, 4)}),
+    ):  # fmt: skip
+        sources[0]["pattern"] = pattern
+        assert run_here("shard", tmp_path / f"{name}-tiles", {"sources": sources}) == 0
+        capsys.readouterr()
+        config = {"images": [str(tmp_path / f"{name}-tiles")], "encoder": encoder}
+        assert run_here("embed", tmp_path / name, config) == 0
+        said = capsys.readouterr().out
+        assert read_manifest(tmp_path / name).info["grids"] == grids
+        assert len(embedded(tmp_path / name)) == 8
+        assert ("note: 2 slides without a grid. The images are embedded all the same" in said) == (not grids)
 
 
 def test_overlapping_tiles_have_a_grid_but_no_context(slides, encoder, tmp_path, capsys):

@@ -66,7 +66,7 @@ class CanvasSampler:
     Args:
         plan: sizes.
         models: frozen.
-        embeddings: one a cell, raw.
+        embeddings: one a cell, raw, or several tokens of a cell.
         weights: of a window's places in the average.
         seed: of all noise.
         clip_latents: clamp a window's ẑ_0 to ± this.
@@ -75,7 +75,7 @@ class CanvasSampler:
 
     plan: PaintPlan
     models: PaintModels
-    embeddings: Float32[Tensor, "r c d"]
+    embeddings: Float32[Tensor, "r c *k d"]
     weights: Weights
     seed: int
     clip_latents: float | None
@@ -123,7 +123,8 @@ class CanvasSampler:
 
     def _windows_z0(self, step: CanvasStep, windows: Tensor, places: Tensor) -> Tensor:
         t = torch.full((len(windows),), step.timestep, dtype=torch.int64, device=windows.device)
-        tokens = window_conditions(self.embeddings, places, self.plan.window)[:, None]
+        tokens = window_conditions(self.embeddings, places, self.plan.window)
+        tokens = tokens.reshape(len(places), -1, tokens.shape[-1])
         output = self.models.denoise(windows, t, tokens)
         z0 = predicted_z0(self.models.prediction, output, windows, step.alpha_bar)
         return z0 if self.clip_latents is None else z0.clamp(-self.clip_latents, self.clip_latents)

@@ -12,6 +12,7 @@ from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.embedding_grid import EmbeddingGrid
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.run_dir import RunDir
+from hdtrain.formats.tokens import Tokens
 from hdtrain.sampling.fit import ManifestOf
 from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.plan import PaintPlan, plan_of
@@ -27,7 +28,8 @@ def check(config: PaintConfig, manifest_of: ManifestOf) -> None:
         DataError: the grid is unreadable or has holes.
     """
     check_models(config, manifest_of)
-    grid = open_grid(config, from_prior(config, manifest_of))
+    wanted = Tokens.of(manifest_of(config.denoiser).info["embedding"])
+    grid = open_grid(config, wanted, from_prior(config, manifest_of))
     check_grid(grid, config, manifest_of)
     plan_for(config, grid, manifest_of)
 
@@ -45,7 +47,8 @@ def from_prior(config: PaintConfig, manifest_of: ManifestOf) -> EmbeddingGrid | 
 
 
 def check_models(config: PaintConfig, manifest_of: ManifestOf) -> None:
-    """Refuse a denoiser without embeddings, a decoder of another latent space, steps that do not fit.
+    """Refuse a denoiser without embeddings, or of several with a prior; a decoder of another latent space; steps that
+    do not fit.
 
     Raises:
         ManifestError: the models do not fit.
@@ -57,10 +60,10 @@ def check_models(config: PaintConfig, manifest_of: ManifestOf) -> None:
             f"{config.denoiser} is not conditioned on embeddings, and `paint` asks it for one in every window; train "
             "one with `hdtrain train-ldm … embeddings=RUN`"
         )
-    if info["embedding"].get("tokens", 1) != 1:
+    if config.prior is not None and (wanted := Tokens.of(info["embedding"])).count > 1:
         raise ManifestError(
-            f"{config.denoiser} was trained on {info['embedding']['tokens']} tokens an image, and a cell of a grid has "
-            "one; take a denoiser that was trained on one embedding an image"
+            f"{config.denoiser} was trained on {wanted} an image, and {config.prior} draws one a cell; take a denoiser "
+            "that was trained on one embedding an image, or paint the grid of a slide: grid.source=RUN"
         )
     if config.guidance != 1 and not info["embedding"].get("dropout", 1):
         raise ManifestError(

@@ -19,7 +19,7 @@ from hdtrain.models.denoiser import TensorDenoiser, as_function, hidden_class, l
 from hdtrain.sampling.fit import ManifestOf
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(windows of z_t, t, raw embeddings (n, 1, d)) to the guided prediction."""
+"""(windows of z_t, t, raw embeddings (n, k, d)) to the guided prediction."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 

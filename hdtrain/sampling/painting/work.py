@@ -25,6 +25,7 @@ from hdtrain.sampling.painting.pyramid import write_pyramid
 from hdtrain.sampling.painting.raw import RawPixels
 from hdtrain.sampling.painting.state import PaintState
 from hdtrain.sampling.painting.stopping import Stopping
+from hdtrain.sampling.painting.telling import Telling
 
 _ROWS_PX = 256
 
@@ -52,6 +53,8 @@ class Painter:
 
     def __post_init__(self) -> None:
         self.state = PaintState(self.run.work, self.plan.pixels)
+        steps, windows = len(self.models.steps), self.plan.num_windows
+        self._telling = Telling(self.run.work, steps, windows, self.world.is_main)
 
     @property
     def image(self) -> Path:
@@ -62,11 +65,6 @@ class Painter:
     def thumbnail(self) -> Path:
         """The whole of it, at most 1024 pixels a side."""
         return self.run.path / "thumbnail.png"
-
-    @property
-    def preview(self) -> Path:
-        """What it would become, while it is made."""
-        return self.run.path / "preview.png"
 
     def paint(self) -> RawPixels | None:
         """The pixels on disk, for rank 0; None for the others.
@@ -87,13 +85,19 @@ class Painter:
             first, z = 0, sampler.start()
         else:
             first, z = saved[0], torch.from_numpy(saved[1]).to(self.models.device, self.models.dtype)
-        windows = self.plan.num_windows
+        windows, self._telling.saved_steps = self.plan.num_windows, first
         with self._progress("paint", count * windows, first * windows) as progress:
+            self._telling.tell("paint", progress, now=True)
             for number in range(first, count):
-                note = f"step {number + 1} of {count}"
-                sampler.look(number, z, lambda done, note=note: progress.update(done, note))  # type: ignore[misc]
+
+                def saw(done: int, note: str = f"step {number + 1} of {count}") -> None:
+                    progress.update(done, note)
+                    self._telling.tell("paint", progress)
+
+                sampler.look(number, z, saw)
                 if reason := self._stopping.reason():
                     self._save(number, z)
+                    self._telling.tell("paint", progress, now=True)
                     self._leave(reason, f"{number} of {count} steps are saved")
                 after = number + 1
                 preview = self._preview(after)
@@ -106,12 +110,13 @@ class Painter:
 
     def _preview(self, after: int) -> Preview | None:
         wanted = self.world.is_main and (after % self.config.preview_every == 0 or after == 1)
-        return Preview(self.plan, self.models.codec, self.preview) if wanted else None
+        return Preview(self.plan, self.models.codec, self.run.preview) if wanted else None
 
     def _save(self, step: int, z: Tensor) -> None:
         if self.world.is_main:
             began = time.monotonic()
             self.state.save_canvas(step, z.cpu().numpy())
+            self._telling.saved_steps = step
             self._stopping.save_sec = max(self._stopping.save_sec, time.monotonic() - began)
 
     def _decoded(self, z0: Float[Tensor, "c h w"]) -> RawPixels | None:
@@ -124,12 +129,17 @@ class Painter:
         decoder = CanvasDecoder(self.plan, self.models, self.world, self.config.blend)
         done = first
         with self._progress("decode", windows, begin) as progress:
+            self._telling.tell("decode", progress, now=True)
+
+            def saw(decoded: int) -> None:
+                progress.update(decoded)
+                self._telling.tell("decode", progress)
 
             def go_on() -> None:
                 if reason := self._stopping.reason():
                     self._leave(reason, f"the canvas and {done} of {self.plan.num_bands} bands of pixels are saved")
 
-            bands = decoder.bands(z0, first, progress.update, go_on) if first < self.plan.num_bands else ()
+            bands = decoder.bands(z0, first, saw, go_on) if first < self.plan.num_bands else ()
             for rows in bands:
                 done += 1
                 if pixels and rows:
@@ -160,7 +170,7 @@ class Painter:
             with atomic_file(self.image) as stream:
                 write_png(stream, bands, height, width, self.grid.mpp)
         write_picture(self.thumbnail, shrunk(pixels))
-        self.preview.unlink(missing_ok=True)
+        self.run.preview.unlink(missing_ok=True)
         return levels
 
     def _leave(self, reason: str, kept: str) -> None:

@@ -50,6 +50,15 @@ def test_a_window_on_a_cell_has_its_embedding_and_the_last_row_and_column_are_re
     assert torch.allclose(inner, slerp(upper, lower, 0.25))
 
 
+def test_each_token_of_a_window_is_interpolated_as_if_it_were_alone():
+    grid = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 4, 2, 5)))
+    places = torch.tensor([(0, 0), (2, 6), (16, 4), (20, 24), (9, 13)])
+    both = window_conditions(grid, places, 8)
+    assert both.shape == (5, 2, 5)
+    for token in (0, 1):
+        assert torch.equal(both[:, token], window_conditions(grid[:, :, token].contiguous(), places, 8))
+
+
 def test_windows_sum_to_the_same_bits_in_any_order_where_floats_do_not():
     windows = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 100
     places = torch.zeros(16, 2, dtype=torch.int64)

@@ -1,5 +1,6 @@
 """Grids of embeddings: what is written is read, whoever wrote it; what cannot be used is said in one message."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,6 +64,45 @@ def test_the_cells_of_an_npz_are_there_for_plain_numpy(grid, tmp_path):
     with np.load(tmp_path / "a.npz") as archive:
         assert not archive["embeddings"][HOLES[0]].any()
         np.testing.assert_array_equal(archive["embeddings"][1, 2], grid.embeddings[1, 2] + 1)
+
+
+def test_a_cell_may_hold_several_tokens_and_one_of_them_is_a_grid_too(grid, tmp_path):
+    both = np.stack([grid.embeddings, 2 * grid.embeddings[..., ::-1]], axis=2)
+    several = replace(grid, embeddings=both, token_order=("whole", "context-4"))
+    write_grid(tmp_path / "a.npz", several)
+    found = read_grid(tmp_path / "a.npz", token=None)
+    assert_same(found, several)
+    assert (found.tokens.count, found.token_order, found.dim) == (2, ("whole", "context-4"), DIM)
+    second = read_grid(tmp_path / "a.npz", token=1)
+    assert_same(second, replace(grid, embeddings=both[:, :, 1]))
+    assert second.token_order == ("context-4",)
+    assert_same(read_grid(tmp_path / "a.npz"), grid)
+    assert found.crop(slice(1, 2), slice(2, 5)).embeddings.shape == (1, 3, 2, DIM)
+    with pytest.raises(ManifestError, match=r"has 2 tokens \(whole, context-4\) a cell.* there is no token 2"):
+        read_grid(tmp_path / "a.npz", token=2)
+    with pytest.raises(DataError, match="1 names for 2 tokens"):
+        write_grid(tmp_path / "b.npz", replace(several, token_order=("whole",)))
+    with pytest.raises(DataError, match=r"shape \(4, 5, 1, 6\), expected \(rows, columns, features\)"):
+        write_grid(tmp_path / "b.npz", replace(grid, embeddings=both[:, :, :1]))
+    both[1, 2, 1, 3] = np.nan
+    with pytest.raises(DataError, match=r"NaN or infinity in 1 of 20 cells: \(row 1, column 2\)"):
+        write_grid(tmp_path / "b.npz", several)
+
+
+def test_a_file_with_one_token_a_cell_is_of_version_1_and_says_nothing_of_tokens(grid, tmp_path):
+    facts = {"name": "slide-1", "mpp": 0.5, "label": "tumour", "encoder_hash": "ab" * 32}
+    two = np.stack([grid.embeddings] * 2, axis=2)
+    for changes, expected in (
+        ({"token_order": ("whole",)}, {"version": 1, **facts}),
+        ({"embeddings": two}, {"version": 2, **facts, "token_order": None}),
+    ):
+        write_grid(tmp_path / "a.npz", replace(grid, **changes))
+        with np.load(tmp_path / "a.npz") as archive:
+            assert json.loads(archive["info"].tobytes()) == expected
+            arrays = {**archive, "info": np.frombuffer(json.dumps({**expected, "version": 3}).encode(), np.uint8)}
+        np.savez(tmp_path / "later.npz", **arrays)
+        with pytest.raises(DataError, match="of another version, this hdtrain reads versions 1 and 2"):
+            read_grid(tmp_path / "later.npz")
 
 
 def test_a_whole_array_is_a_grid_and_its_cells_of_zeros_are_holes(grid, tmp_path):

@@ -51,8 +51,9 @@ def reference_canvas(unet, grid, noises, betas, noise_level, prediction="epsilon
         for i in range(0, W * ROWS - W + 1, STRIDE):
             for j in range(0, W * COLUMNS - W + 1, STRIDE):
                 window = x[:, i : i + W, j : j + W]
-                e = reference_condition(grid, i, j)
-                tokens = torch.stack([torch.zeros_like(e), e / e.norm()])[:, None]
+                each = [reference_condition(grid[:, :, token], i, j) for token in range(grid.shape[2])]
+                e = torch.stack([one / one.norm() for one in each])
+                tokens = torch.stack([torch.zeros_like(e), e])
                 nothing, something = unet(torch.stack([window, window]), t, tokens).sample
                 f = nothing + GUIDANCE * (something - nothing)
                 if prediction == "epsilon":
@@ -98,7 +99,7 @@ def codec() -> LatentCodec:
     return LatentCodec(vae, 0.7)
 
 
-def sampler_for(unet, codec, noise_level, prediction="epsilon", batch_size=5):
+def sampler_for(unet, codec, noise_level, prediction="epsilon", batch_size=5, tokens=1):
     schedule = NoiseSchedule(NoiseScheduleConfig())
     models = PaintModels(
         denoise=with_guidance(EmbeddingDenoiser(unet), GUIDANCE, None),
@@ -109,7 +110,7 @@ def sampler_for(unet, codec, noise_level, prediction="epsilon", batch_size=5):
         dtype=torch.float32,
     )
     plan = PaintPlan(ROWS, COLUMNS, 3, W, 4, STRIDE, batch_size)
-    embeddings = torch.from_numpy(tiny_grid(ROWS, COLUMNS).embeddings)
+    embeddings = torch.from_numpy(tiny_grid(ROWS, COLUMNS, tokens=tokens).embeddings)
     return CanvasSampler(plan, models, embeddings, "uniform", 7, None, World())
 
 
@@ -122,18 +123,18 @@ def solved(sampler):
 
 
 @pytest.mark.parametrize(
-    ("noise_level", "prediction"),
-    [("released_code", "epsilon"), (1.0, "v_prediction"), (0.0, "sample")],
+    ("noise_level", "prediction", "tokens"),
+    [("released_code", "epsilon", 1), (1.0, "v_prediction", 1), (0.0, "sample", 1), ("released_code", "epsilon", 2)],
 )
-def test_the_canvas_is_that_of_the_plain_algorithm(codec, noise_level, prediction):
+def test_the_canvas_is_that_of_the_plain_algorithm(codec, noise_level, prediction, tokens):
     unet = tiny_unet()
-    sampler = sampler_for(unet, codec, noise_level, prediction)
+    sampler = sampler_for(unet, codec, noise_level, prediction, tokens=tokens)
     z = solved(sampler)
     noises = [
         torch.cat([sampler.noise(n, row) for row in range(0, ROWS * W, W)], dim=1).double() for n in range(STEPS + 1)
     ]
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    grid = sampler.embeddings.double()
+    grid = sampler.embeddings.double().reshape(ROWS, COLUMNS, tokens, -1)
     expected = reference_canvas(copy.deepcopy(unet).double(), grid, noises, betas, noise_level, prediction)
     assert expected.std() > 0.1
     worst = (z.double() - expected).abs().max() / expected.std()

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_plain_diffusers_gives_the_same_prediction_for_the_embedding_at_length_1
 def test_the_manifest_says_what_the_denoiser_looks_at(denoiser, embeddings):
     info = read_manifest(denoiser).info["embedding"]
     theirs = read_manifest(embeddings).info
-    assert info == {**{key: theirs[key] for key in ("dim", "tokens", "encoder", "encoder_hash")}, "dropout": 0.1}
+    said = ("dim", "tokens", "token_order", "encoder", "encoder_hash")
+    assert info == {**{key: theirs[key] for key in said}, "dropout": 0.1}
 
 
 def test_an_embedding_is_hidden_as_often_as_asked(chain, embeddings, tmp_path):
@@ -232,7 +234,11 @@ def test_embeddings_that_the_denoiser_was_not_trained_with_are_refused(chain, de
     wider = write_embeddings(tmp_path / "wider", chain["labelled"], dim=8)
     assert "8 features" in complain(denoiser, wider)
     more = write_embeddings(tmp_path / "more", chain["labelled"], tokens=2)
-    assert "has 2 tokens an image, and" in complain(denoiser, more)
+    assert "has 2 tokens (view-0, view-1) an image, and" in complain(denoiser, more)
+    other = shutil.copytree(embeddings, tmp_path / "other-view")
+    told = (other / "manifest.json").read_text().replace('"view-0"', '"centre-1/2"')
+    (other / "manifest.json").write_text(told)
+    assert "was trained with 1 token (view-0); embed the images with the same views" in complain(denoiser, other)
     assert "looks at no embeddings" in complain(chain["ldm"], embeddings)
     plain = {"denoiser": str(denoiser), "decoder": str(chain["vae"]), "per_class": 2, "solver": SOLVER}
     with pytest.raises(ManifestError, match=r"looks at embeddings of made-up; give embeddings\.run=RUN"):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diffusers import DDIMScheduler
 from prior_helpers import CLASSES, DIM, prior_config, publish_grids, toy_grids
 from safetensors.numpy import load_file
 from tiny_chain import run_here
-from tiny_painting import publish_autoencoder, publish_denoiser, tiny_unet
+from tiny_painting import VIEWS, publish_autoencoder, publish_denoiser, tiny_unet
 
 from hdtrain.config.prior import PriorConditions, TextTowerConfig
 from hdtrain.config.training import NoiseScheduleConfig
@@ -206,6 +207,15 @@ def test_paint_asks_a_prior_for_its_grid(toy, painter, tmp_path):
         4,
         "stripes",
     )
+
+
+def test_paint_asks_no_prior_for_several_tokens(painter, hdtrain, tmp_path):
+    embedding = read_manifest(Path(painter["denoiser"])).info["embedding"] | {"tokens": 2, "token_order": list(VIEWS)}
+    several = publish_denoiser(tmp_path / "several", Path(painter["decoder"]), embedding=embedding)
+    words = [f"{key}={value}" for key, value in (painter | {"denoiser": several}).items()]
+    said = " ".join(hdtrain("paint", *words, "--out", "run", "--dry-run", code=2).err.split())
+    assert "was trained on 2 tokens (whole, context-4) an image, and" in said
+    assert "draws one a cell; take a denoiser that was trained on one embedding an image" in said
 
 
 @pytest.mark.parametrize(

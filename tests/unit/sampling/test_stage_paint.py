@@ -177,7 +177,7 @@ def test_models_that_do_not_fit_are_refused(models, hdtrain, tmp_path):
     other = publish_autoencoder(tmp_path / "other", seed=5)
     for changed, said in (
         ({"denoiser": plain}, "is not conditioned on embeddings"),
-        ({"denoiser": many}, "was trained on 16 tokens an image"),
+        ({"denoiser": many}, "has 1 token a cell, and the denoiser was trained on 16 tokens; embed the slide"),
         ({"denoiser": sure}, "no dropout of the embedding"),
         ({"decoder": other}, "the VAE does not match"),
     ):
