@@ -20,7 +20,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not slurm" tests
 
+# With the towers of the extra `text`, which every process that imports diffusers would wait a second longer for.
 test-all: $(STAMP)
+	$(BIN)/uv pip install --quiet -r pyproject.toml --extra text -c requirements.lock
 	$(PYTEST) -m "not slurm" tests
 
 # In a SLURM of two nodes on this machine, made for the tests and gone after them (root; Debian's packages). One test

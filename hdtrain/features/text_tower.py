@@ -98,7 +98,7 @@ def _open_clip(folder: Path) -> tuple[str, Callable[[list[str]], Tensor]]:
     import open_clip
 
     schema = f"local-dir:{folder}"
-    model: Any = open_clip.create_model(schema).eval().requires_grad_(False)
+    model: Any = open_clip.create_model(schema, require_pretrained=True).eval().requires_grad_(False)
     tokenizer: Any = open_clip.get_tokenizer(schema)
 
     def embed(texts: list[str]) -> Tensor:

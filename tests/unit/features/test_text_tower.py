@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from prior_helpers import CLASSES, prior_config, publish_grids, toy_grids
+from safetensors.torch import save_file
 from tiny_chain import run_here
 
 from hdtrain.config.prior import PriorConditions, TextTowerConfig
@@ -55,6 +56,24 @@ def test_a_sentence_has_the_vector_that_transformers_gives_it(tmp_path):
         expected = model(input_ids=torch.tensor([[4, 5, 3, 6]])).text_embeds.numpy()
     assert tower(["tissue with stripes end", "flat"])[:1] == pytest.approx(expected, abs=1e-6)
     assert tower.name == "CLIPTextModelWithProjection"
+
+
+def test_open_clips_text_half_is_taken_with_its_weights_or_not_at_all(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config).eval()
+    settings = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+    tower = TextTowerConfig(kind="open_clip", folder=tmp_path)
+    with pytest.raises(WeightsError, match="no open_clip model that can be loaded"):
+        load_text_tower(tower)
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    with torch.no_grad():
+        expected = model.encode_text(open_clip.SimpleTokenizer(context_length=16)(["much necrosis"])).numpy()
+    assert load_text_tower(tower)(["much necrosis"]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_folder_without_a_model_is_one_message(tmp_path):
