@@ -354,7 +354,8 @@ class ReportConfig(Config):
     """One self-contained HTML file: `hdtrain report`. Its graph of stages is followed from the manifests."""
 
     evaluation: EvaluationParent
-    selection: SelectionParent
+    selection: SelectionParent | None = None
+    """Shown with what it took and rejected; None: examples of every arm's synthetic images."""
     sweep: SweepParent | None = None
     """Shown with its plot and choice."""
     title: str = "hdtrain report"

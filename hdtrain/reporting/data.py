@@ -1,5 +1,6 @@
 """Everything the report is made of, gathered from published artefacts. Figures come from `results.json` alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class ReportData:
     results: Results
     results_sha256: str
     evaluation: Run
-    selection: Run
+    selection: Run | None
     runs: dict[str, Run]
     """By name, parents before children."""
     warnings: list[str]
@@ -36,35 +37,37 @@ def collect(config: ReportConfig) -> ReportData:
     Raises:
         ManifestError: a parent is not published, or results.json or sweep.json was altered after it was.
     """
-    evaluation, selection = config.evaluation.resolve(), config.selection.resolve()
+    evaluation, selection, shown_sweep = (
+        path.resolve() if path else None for path in (config.evaluation, config.selection, config.sweep)
+    )
+    assert evaluation
     path = RunDir(evaluation).results
     results, digest = read_results(path), sha256_file(path)
     if read_manifest(evaluation).files.get(path.name, digest) != digest:
         raise ManifestError(f"{path}: altered since the evaluation was published; run the evaluation again")
-    sweep = _read_sweep(config.sweep.resolve()) if config.sweep else None
-    starts = [evaluation, selection, *([config.sweep.resolve()] if config.sweep else [])]
-    runs, warnings = follow(starts)
-    warnings += _strangers(evaluation, selection, config.sweep.resolve() if config.sweep else None)
+    sweep = _read_sweep(shown_sweep) if shown_sweep else None
+    beside = {name: path for name, path in (("selection", selection), ("sweep", shown_sweep)) if path}
+    runs, warnings = follow([evaluation, *beside.values()])
+    warnings += _strangers(evaluation, beside)
     return ReportData(
         title=config.title,
         examples_per_class=config.examples_per_class,
         results=results,
         results_sha256=digest,
         evaluation=runs[evaluation],
-        selection=runs[selection],
+        selection=runs[selection] if selection else None,
         runs={run.name: run for run in runs.values()},
         warnings=[*results.protocol.get("warnings", []), *warnings],
         sweep=sweep,
     )
 
 
-def _strangers(evaluation: Path, selection: Path, sweep: Path | None) -> list[str]:
+def _strangers(evaluation: Path, beside: Mapping[str, Path]) -> list[str]:
     """Warnings where what is to be shown has no part in what was evaluated."""
     reached, _ = follow([evaluation])
-    strangers = [("selection", selection), *([("sweep", sweep)] if sweep else [])]
     return [
         f"{what} {path} has no part in the images that were evaluated: what is shown of it is another run's"
-        for what, path in strangers
+        for what, path in beside.items()
         if path not in reached
     ]
 

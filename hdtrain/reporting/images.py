@@ -22,6 +22,7 @@ SMALL_PX = 56
 """Images up to this size are enlarged twofold, each pixel to four, so that nothing is invented."""
 JPEG_QUALITY = 88
 DRAW_SEED = 0
+_ARM, _SYNTHETIC = "arms.", ".synthetic"
 NEAREST_SHOWN = 24
 
 
@@ -158,6 +159,17 @@ def gallery(selection: Run, classes: list[str], per_class: int) -> dict[str, lis
     }
 
 
+def gallery_of_arms(evaluation: Run, classes: list[str], per_class: int) -> dict[str, list[GalleryRow]]:
+    """Per class, where nothing was selected: real images, and those of every arm, each drawn by a fixed seed."""
+    assert evaluation.manifest
+    parents = parent_directories(evaluation.directory, evaluation.manifest)
+    rows = {"real": ImageSet([parents["train"]] if "train" in parents else [])}
+    for key, path in parents.items():
+        if key.startswith(_ARM) and key.endswith(_SYNTHETIC):
+            rows[key.removeprefix(_ARM).removesuffix(_SYNTHETIC)] = ImageSet([path])
+    return {name: [images.draw(title, name, per_class) for title, images in rows.items()] for name in classes}
+
+
 WHY_REJECTED = {"confidence": "not confident", "entropy": "not certain", "closer_half": "of the farther half"}
 """By gate; the gate of the nearest centroid says which that is."""
 
@@ -200,5 +212,5 @@ def _scored_images(evaluation: Run) -> tuple[ImageSet, ImageSet]:
     """The training images, and every set of synthetic ones."""
     assert evaluation.manifest
     parents = parent_directories(evaluation.directory, evaluation.manifest)
-    synthetic = (path for key, path in parents.items() if key == "candidates" or key.endswith(".synthetic"))
+    synthetic = (path for key, path in parents.items() if key == "candidates" or key.endswith(_SYNTHETIC))
     return ImageSet([parents["train"]] if "train" in parents else []), ImageSet(synthetic)

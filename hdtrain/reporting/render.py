@@ -11,7 +11,7 @@ from hdtrain.reporting import formatting, trust
 from hdtrain.reporting.comparisons import ALPHA, augmentation_arms
 from hdtrain.reporting.data import ReportData
 from hdtrain.reporting.graph import Box, draw
-from hdtrain.reporting.images import DRAW_SEED, failure_gallery, gallery, nearest_pairs
+from hdtrain.reporting.images import DRAW_SEED, failure_gallery, gallery, gallery_of_arms, nearest_pairs
 from hdtrain.reporting.plots import accuracy_plot, curves_plot, ratio_plot
 from hdtrain.reporting.protocols import protocol_rows, protocol_sentence
 from hdtrain.reporting.published import PUBLISHED, SOURCE
@@ -91,7 +91,9 @@ def render(data: ReportData) -> str:
         image_columns=image_columns(results),
         yardstick=YARDSTICK,
         agreement_threshold=trust.agreement_threshold(len(results.classes)),
-        gallery=gallery(data.selection, results.classes, data.examples_per_class),
+        gallery=gallery(data.selection, results.classes, data.examples_per_class)
+        if data.selection
+        else gallery_of_arms(data.evaluation, results.classes, data.examples_per_class),
         draw_seed=DRAW_SEED,
         curves=_curves(data),
         confusion={name: shares(arm.confusion) for name, arm in results.arms.items()},

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from reporting_helpers import CLASSES, Tree, collect_tree, drawn_image
 
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.reporting.images import MAX_THUMBNAIL_PX, gallery, nearest_pairs, thumbnail
+from hdtrain.reporting.images import MAX_THUMBNAIL_PX, gallery, gallery_of_arms, nearest_pairs, thumbnail
+from hdtrain.reporting.render import render
 
 
 def decode(uri: str | None) -> Image.Image:
@@ -50,6 +52,15 @@ def test_gallery_shows_each_kind_and_the_farthest_rejected_first(built: Tree) ->
     shown = np.asarray(decode(rows[-1].images[0].uri))[::2, ::2]
     assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(drawn_image(1, 104)))))
     assert gallery(data.selection, CLASSES, 2)["stroma"] == rows
+
+
+def test_without_a_selection_every_arm_shows_its_images(built: Tree) -> None:
+    data = replace(collect_tree(built), selection=None)
+    rows = gallery_of_arms(data.evaluation, CLASSES, 2)["stroma"]
+    arms = [name for name, arm in data.results.arms.items() if arm.num_synthetic]
+    assert [row.title for row in rows] == ["real", *arms]
+    assert all(len(row.images) == 2 and image.uri for row in rows for image in row.images)
+    assert "All are drawn by a fixed seed" in render(data)
 
 
 def test_pairs_show_the_right_images_the_closest_first(built: Tree) -> None:
