@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hdtrain.config.base import Config, Incidental, PublishedOrRaw
+from hdtrain.config.base import ClassifierParent, Config, Incidental, PublishedOrRaw
 from hdtrain.config.training import EncoderConfig
 
 SIDES = ("real", "fake")
@@ -23,6 +23,8 @@ class EvaluateImagesConfig(Config):
     fake: AnyImages
     encoder: EncoderConfig
     """Distances are named after it; FID and KID are Inception's alone."""
+    judge: ClassifierParent | None = None
+    """A classifier of images: how often it sees in an image of `fake` the class of its label, and in one of `real`."""
     real_layout: ImageLayout = "auto"
     """Of raw images, as in `shard`; slides must be tiled by `shard` first."""
     fake_layout: ImageLayout = "auto"

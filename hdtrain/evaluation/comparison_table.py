@@ -15,8 +15,10 @@ def format_comparison(comparison: Comparison) -> str:
         f"fake: {_described(comparison.fake)}",
         f"encoder: {encoder['name']}, weights {str(encoder['weights'])[:12]}, {encoder['resolution']} px from images "
         f"of {own}; {encoder['resize']}; seed {comparison.protocol['seed']}",
-        "",
     ]
+    if judge := comparison.protocol.get("judge"):
+        lines.append(f"judge: {judge['path']}, {judge['identity'][:12]}")
+    lines.append("")
     width = max([len(name) for name in comparison.metrics] + [6])
     lines += [f"{name:<{width}}  {_figure(metric)}" for name, metric in comparison.metrics.items()]
     lines += _by_class(comparison)

@@ -14,6 +14,7 @@ from hdtrain.config.synthesis import EvaluateConfig
 from hdtrain.evaluation.colour_statistics import ColourComparer, mean_ks
 from hdtrain.evaluation.frechet import EXTRAPOLATION_SIZES, frechet_distance
 from hdtrain.evaluation.frechet_pca import IMAGES_PER_COMPONENT, PrincipalComponents, distance_and_chance
+from hdtrain.evaluation.judge import agreement_metric
 from hdtrain.evaluation.kid import NUM_SUBSETS, kernel_distances
 from hdtrain.evaluation.measurements import Measured
 from hdtrain.evaluation.memorisation import MIN_REFERENCE, QUANTILE, SPACES, Thresholds, num_neighbours
@@ -26,6 +27,7 @@ from hdtrain.features.encoders import Encoder
 from hdtrain.features.parts import Arrays
 from hdtrain.features.store import FeatureStore
 from hdtrain.formats.results import TRAINING, ColourStatistic, ImageSetResult, Metric, NearestDistances
+from hdtrain.formats.sweep import AGREEMENT
 
 MIN_KID_IMAGES = 10
 Metrics = dict[str, Metric]
@@ -217,8 +219,7 @@ def _rows(measured: Measured, label: int | None) -> Int64[np.ndarray, " n"]:
 def _agreement(table: Arrays) -> Metrics:
     if "probabilities" not in table or not len(table["labels"]):
         return {}
-    hits = table["probabilities"].argmax(axis=1) == table["labels"]
-    return {"label_agreement": share_metric(hits, "judge's most probable class is the label")}
+    return {AGREEMENT: agreement_metric(table["probabilities"].argmax(axis=1), table["labels"])}
 
 
 def _percentiles(values: np.ndarray) -> list[float]:

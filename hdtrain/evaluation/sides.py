@@ -108,12 +108,13 @@ def check_sides(config: EvaluateImagesConfig, real: Side, fake: Side) -> list[st
     warnings = []
     if config.per_class and real.classes and fake.classes and set(real.classes) != set(fake.classes):
         raise ManifestError(
-            f"classes differ: real {real.path} has {_listed(real.classes)}; fake {fake.path} has "
-            f"{_listed(fake.classes)}; make them the same, or give per_class=false to compare the sets as wholes"
+            f"classes differ: real {real.path} has {listed_classes(real.classes)}; fake {fake.path} has "
+            f"{listed_classes(fake.classes)}; make them the same, or give per_class=false to compare the sets as wholes"
         )
     if config.per_class and bool(real.classes) != bool(fake.classes):
         without = fake if real.classes else real
-        warnings.append(f"{without.name} has no classes, so there are no figures by class")
+        but = " but the judge's" if config.judge else ""
+        warnings.append(f"{without.name} has no classes, so there are no figures by class{but}")
     shapes = [side.image_shape for side in (real, fake)]
     if all(shapes) and shapes[0] != shapes[1]:
         warnings.append(
@@ -123,7 +124,8 @@ def check_sides(config: EvaluateImagesConfig, real: Side, fake: Side) -> list[st
     return warnings
 
 
-def _listed(classes: list[str]) -> str:
+def listed_classes(classes: list[str]) -> str:
+    """Class names for a message, the first ten."""
     more = f" and {len(classes) - _SHOWN_CLASSES} more" if len(classes) > _SHOWN_CLASSES else ""
     return ", ".join(classes[:_SHOWN_CLASSES]) + more
 

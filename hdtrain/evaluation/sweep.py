@@ -15,12 +15,12 @@ from hdtrain.config.synthesis import SweepGuidanceConfig
 from hdtrain.distributed.collectives import device
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.frechet import frechet_distance
+from hdtrain.evaluation.judge import agreement_metric, judge_units, refuse_latents
 from hdtrain.evaluation.moments import Moments
 from hdtrain.evaluation.prdc import K_DENSITY_COVERAGE, prdc, subsample
-from hdtrain.evaluation.statistics import share_metric
 from hdtrain.features.encoders import Encoder
 from hdtrain.features.neighbours import BLOCK, l2_normalise, squared_distances
-from hdtrain.features.parts import Arrays, Parts, classify_shard, embed_shard, shard_units
+from hdtrain.features.parts import Arrays, Parts, embed_shard, shard_units
 from hdtrain.formats.manifest import Manifest, ancestors
 from hdtrain.formats.results import Metric
 from hdtrain.formats.sweep import AGREEMENT, DIVERSITY, FRECHET, ScaleResult, SweepResults
@@ -39,8 +39,7 @@ def check_judge(config: SweepGuidanceConfig, manifests: Mapping[Path, Manifest])
             φ of D′, or another ancestor of denoiser, decoder or ϕ), or the classes differ.
     """
     judge, guide = manifests[config.judge], manifests[config.classifier]
-    if judge.info.get("kind") == "latent":
-        raise ManifestError(f"judge {config.judge} is a classifier of latents (ϕ); a judge looks at images")
+    refuse_latents(config.judge, judge)
     if judge.info.get("num_synthetic", 0) > 0:
         raise ManifestError(
             f"judge {config.judge} was trained on {judge.info['num_synthetic']} synthetic images; "
@@ -72,14 +71,13 @@ def embed_and_judge(
 ) -> dict[str, Arrays]:
     """`features`, `labels` and the judge's `predicted` class, by set; the same in every process."""
     embed = partial(embed_shard, encoder=encoder, batch_size=config.batch_size, resolution=config.resolution)
-    classify = partial(classify_shard, classifiers=[judge.to(device())], batch_size=config.batch_size)
+    judge = judge.to(device())
     tables = {}
     for name, datasets in sets.items():
         embedded, judged = [], []
         for path, manifest in datasets:
-            part = manifest.identity[:16]
-            embedded += shard_units(f"features-{part}", (path, manifest), embed)
-            judged += shard_units(f"judge-{part}", (path, manifest), classify)
+            embedded += shard_units(f"features-{manifest.identity[:16]}", (path, manifest), embed)
+            judged += judge_units((path, manifest), judge, config.batch_size)
         parts.compute(f"sweep-guidance: features of {name}", embedded)
         parts.compute(f"sweep-guidance: judge on {name}", judged)
         table, said = parts.load(embedded), parts.load(judged)
@@ -107,7 +105,7 @@ class ScaleScorer:
 
     def agreement(self, table: Arrays) -> Metric:
         """How often the judge sees the class that a table's images are labelled with."""
-        return share_metric(table["predicted"] == table["labels"], "judge's most probable class is the label")
+        return agreement_metric(table["predicted"], table["labels"])
 
     def score(self, guidance: float, table: Arrays) -> ScaleResult:
         """All figures."""

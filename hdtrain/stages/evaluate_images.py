@@ -12,11 +12,14 @@ from hdtrain.distributed.collectives import device
 from hdtrain.distributed.shared_work import SharedRun
 from hdtrain.evaluation.compare import Figures
 from hdtrain.evaluation.comparison_table import format_comparison
+from hdtrain.evaluation.inputs import Dataset
+from hdtrain.evaluation.label_agreement import LabelAgreement, check_judge, label_agreement
 from hdtrain.evaluation.memorisation import MIN_REFERENCE
 from hdtrain.evaluation.near_copies import NearCopies, find_near_copies
 from hdtrain.evaluation.set_statistics import Sample, SetStatistics, made_with, write_statistics
 from hdtrain.evaluation.sides import Side, check_sides
 from hdtrain.features.encoders import Encoder, build_encoder
+from hdtrain.features.parts import Parts
 from hdtrain.features.store import FeatureStore
 from hdtrain.formats.comparison import Comparison, write_comparison
 from hdtrain.formats.manifest import read_manifest
@@ -33,18 +36,24 @@ def run(config: EvaluateImagesConfig, context: StageContext) -> None:
         made = made_with(encoder, config.resolution)
         store = FeatureStore.open(shared, config.features)
         real, fake = (open_side(name, config, context).read(encoder, made) for name in SIDES)
+        judge = context.parents.get("judge")
         check_sides(config, real, fake)  # before anything is packed
+        check_judge(judge, real, fake)
         real, fake = (_packed(side, config, context, shared) for side in (real, fake))
-        warnings = check_sides(config, real, fake)
+        warnings = check_sides(config, real, fake) + check_judge(judge, real, fake)
         real, fake = (side.measure(config, encoder, store) for side in (real, fake))
+        parts = Parts.open(shared, context.fingerprint)
+        agreement = label_agreement(config, judge, real, fake, parts)
         copies = None
         if config.memorisation and real.features is not None and fake.features is not None:
             copies = find_near_copies(real.features, fake.features, store, config.seed)
-        if not shared.publishes(*store.folders):
+        if not shared.publishes(*parts.folders, *store.folders):
             return
         for side in (real, fake):
             _publish_statistics(side, context, made)
         comparison = _compare(config, encoder, real, fake, copies, warnings)
+        if judge is not None:
+            comparison = _with_agreement(comparison, judge, agreement)
         write_comparison(context.run.results, comparison)
         context.publish(files=[context.run.results], classes=list(comparison.per_class) or None)
         for warning in comparison.warnings:
@@ -155,6 +164,18 @@ def _compare(
         protocol=protocol,
         left_out=figures.left_out,
         warnings=warnings + _doubts(encoder, real, fake),
+    )
+
+
+def _with_agreement(comparison: Comparison, judge: Dataset, agreement: LabelAgreement) -> Comparison:
+    path, manifest = judge
+    return comparison.model_copy(
+        update={
+            "metrics": comparison.metrics | agreement.metrics,
+            "per_class": agreement.joined(comparison.per_class),
+            "protocol": {**comparison.protocol, "judge": {"path": str(path), "identity": manifest.identity}},
+            "left_out": comparison.left_out + agreement.left_out,
+        }
     )
 
 

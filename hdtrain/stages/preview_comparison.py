@@ -10,11 +10,13 @@ from pathlib import Path
 
 from hdtrain.config.evaluation import SIDES, STATISTICS, EvaluateImagesConfig
 from hdtrain.evaluation.compare import needs
+from hdtrain.evaluation.label_agreement import AGREEMENT_REAL, check_judge, without_yardstick
 from hdtrain.evaluation.set_statistics import made_with
-from hdtrain.evaluation.sides import Side, check_sides
+from hdtrain.evaluation.sides import Side, check_sides, listed_classes
 from hdtrain.features.encoders import Encoder, build_encoder
 from hdtrain.formats.fingerprint import read_parents
 from hdtrain.formats.manifest import Manifest
+from hdtrain.formats.sweep import AGREEMENT
 from hdtrain.stages.preview import print_preview
 from sharding.compared import kind_of, listed_images, shard_config
 
@@ -33,11 +35,14 @@ def preview(config: EvaluateImagesConfig) -> Iterator[str]:
     made = made_with(encoder, config.resolution)
     found = [_side(name, config, parents) for name in SIDES]
     sides = [side.read(encoder, made) for side, _ in found]
-    warnings = check_sides(config, *sides)
+    judge = parents.get("judge")
+    warnings = check_sides(config, *sides) + check_judge(judge, *sides)
     yield f"encoder: {encoder.name}, weights {encoder.weights_sha256[:12]}, {encoder.dim} features; {encoder.resize}"
     for side, count in found:
         yield _about(side, count)
     yield from _figures(encoder, {side.name: count for side, count in found}, config)
+    if judge:
+        yield from _judged(judge, sides[0])
     yield from (f"warning: {warning}" for warning in warnings)
 
 
@@ -84,6 +89,14 @@ def _figures(encoder: Encoder, counts: dict[str, int | None], config: EvaluateIm
     for need in (frechet, *others):
         if have[need.figure] < need.images:
             yield f"left out: {need.figure} needs {need.images:,} images a set, there are {have[need.figure]:,}"
+
+
+def _judged(judge: tuple[Path, Manifest], real: Side) -> Iterator[str]:
+    missing = without_yardstick(real)
+    figures = AGREEMENT if missing else f"{AGREEMENT}, {AGREEMENT_REAL}"
+    yield f"judge: {judge[0]}, of classes {listed_classes(judge[1].classes or [])}: {figures}"
+    if missing:
+        yield f"left out: {missing}"
 
 
 if __name__ == "__main__":

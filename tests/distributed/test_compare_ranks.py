@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from hdtrain.formats.comparison import read_comparison
 from hdtrain.formats.manifest import read_manifest
 
 FILES = ("results.json", "real/statistics.npz", "fake/statistics.npz")
@@ -15,6 +16,7 @@ def config(chain):
         "real": str(chain["labelled"]),
         "fake": str(chain.root / "raw" / "test"),
         "encoder": {"kind": "timm", "name": "test_resnet"},
+        "judge": str(chain["phi"]),
         "memorisation": True,
         "batch_size": 2,
     }
@@ -27,6 +29,8 @@ def whole(chain, ranks, tmp_path_factory):
 
 
 def test_two_ranks_find_what_one_finds(chain, ranks, whole, tmp_path):
+    metrics = read_comparison(whole / "results.json").metrics
+    assert (metrics["label_agreement"].n, metrics["label_agreement_real"].n) == (12, 20)
     run = ranks.run("evaluate-images", tmp_path / "run", config(chain), 2)
     for file in FILES:
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
@@ -39,7 +43,7 @@ def test_a_comparison_that_was_killed_goes_on_with_three_ranks_where_it_was(chai
     finished = lambda: list(run.glob("features/[0-9a-f]*.npy"))  # noqa: E731
     ranks.run("evaluate-images", run, config(chain), 2, code=None, signal_when=(signal.SIGKILL, finished))
     assert not (run / "manifest.json").exists()
-    kept = [*finished(), *run.glob("packed/fake/shards/*")]
+    kept = [*finished(), *run.glob("packed/fake/shards/*"), *run.glob("parts/*/judge-*.npz")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert any(path.suffix == ".tar" for path in before)
     assert any(path.suffix == ".npy" for path in before)
