@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hdtrain.config.painting import PaintConfig
 from hdtrain.config.synthesis import SampleConfig, SolverConfig
 from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.steps import check_steps
@@ -33,7 +34,7 @@ def check(config: SampleConfig, manifest_of: ManifestOf) -> None:
     check_steps(config.solver.kind, config.solver.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
 
 
-def check_decoder(config: SampleConfig, manifest_of: ManifestOf) -> None:
+def check_decoder(config: SampleConfig | PaintConfig, manifest_of: ManifestOf) -> None:
     """Refuse a decoder of another latent space, none where one is needed, or one where there are no latents.
 
     Raises:

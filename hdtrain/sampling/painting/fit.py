@@ -10,10 +10,9 @@ from hdtrain.config.training import NoiseScheduleConfig
 from hdtrain.diffusion.steps import check_steps
 from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.embedding_grid import EmbeddingGrid
-from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.tokens import Tokens
-from hdtrain.sampling.fit import ManifestOf
+from hdtrain.sampling.fit import ManifestOf, check_decoder
 from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.plan import PaintPlan, plan_of
 from hdtrain.sampling.prior_fit import expected_grid
@@ -70,25 +69,9 @@ def check_models(config: PaintConfig, manifest_of: ManifestOf) -> None:
             f"guidance={config.guidance:g}: {config.denoiser} was trained with no dropout of the embedding and cannot "
             "do without it; give guidance=1, or train it with a dropout of 0.1"
         )
-    _check_decoder(config, manifest_of)
+    check_decoder(config, manifest_of)
     schedule = NoiseScheduleConfig(**info["schedule"])
     check_steps("ddim", config.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
-
-
-def _check_decoder(config: PaintConfig, manifest_of: ManifestOf) -> None:
-    denoiser = manifest_of(config.denoiser)
-    if denoiser.info.get("space") == PIXELS:
-        if config.decoder is not None:
-            raise ManifestError(f"{config.denoiser} was trained on pixels and gives images itself; leave decoder out")
-        return
-    ours = manifest_latent_space(denoiser)
-    if config.decoder is None:
-        raise ManifestError(
-            f"{config.denoiser} works in the latent space of encoder {ours['encoder_id'][:12]}; name an autoencoder of "
-            "it: decoder=RUN"
-        )
-    theirs = manifest_latent_space(manifest_of(config.decoder))
-    check_same_latent_space(f"denoiser {config.denoiser}", ours, config.decoder, theirs)
 
 
 def check_grid(grid: EmbeddingGrid, config: PaintConfig, manifest_of: ManifestOf) -> None:
