@@ -3,7 +3,7 @@
 from hdtrain.errors import ConfigError
 
 
-def check_steps(kind: str, steps: int, total: int, trailing: bool) -> None:
+def check_steps(kind: str, steps: int, total: int, trailing: bool, key: str = "solver.steps") -> None:
     """Refuse what the solver `kind` cannot do.
 
     Args:
@@ -11,6 +11,7 @@ def check_steps(kind: str, steps: int, total: int, trailing: bool) -> None:
         steps: that it is to take.
         total: the denoiser's training timesteps.
         trailing: timesteps end at T − 1, as under a zero terminal SNR.
+        key: of the config that says how many, for the message.
 
     Raises:
         ConfigError: for DDIM and DDPM, `steps` does not divide `total` into equal parts (of at least two where DDIM's
@@ -22,9 +23,9 @@ def check_steps(kind: str, steps: int, total: int, trailing: bool) -> None:
         if steps not in fitting:
             nearest = sorted(sorted(fitting, key=lambda s: abs(s - steps))[:4])
             raise ConfigError(
-                "solver", [f"solver.steps: must divide {total} timesteps evenly, got {steps}; near it: {nearest}"]
+                key.partition(".")[0], [f"{key}: must divide {total} timesteps evenly, got {steps}; near it: {nearest}"]
             )
     elif steps >= total:
         raise ConfigError(
-            "solver", [f"solver.steps: must be less than the {total} timesteps, got {steps}; 20 to 50 do"]
+            key.partition(".")[0], [f"{key}: must be less than the {total} timesteps, got {steps}; 20 to 50 do"]
         )

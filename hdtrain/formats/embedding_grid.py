@@ -267,9 +267,15 @@ def _chosen(path: Path, names: list[str], name: str | None) -> str:
         return names[0]
     shown = ", ".join(names[:_MAX_NAMED]) + (" …" if len(names) > _MAX_NAMED else "")
     if not names:
-        raise ManifestError(f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice")
+        raise ManifestError(
+            f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice; cut "
+            "slides (`layout: slide`), or tell the places by `pattern`. Single images are made by `hdtrain sample "
+            "embeddings.run=…`"
+        )
     if name is None:
-        raise ManifestError(f"{path} has {len(names)} grids; name one of them: {shown}")
+        raise ManifestError(
+            f"{path} has {len(names)} grids; name one of them: {shown} (`name`, as in grid.name={names[0]})"
+        )
     if name not in names:
         raise ManifestError(f"{path} has no grid '{name}'; it has {shown}")
     return name

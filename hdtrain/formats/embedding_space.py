@@ -28,13 +28,13 @@ def check_same_encoder(
     if found["encoder_hash"] != wanted["encoder_hash"] or found["dim"] != wanted["dim"]:
         advice = "embed the images with the same encoder, weights and input size"
         raise ManifestError(
-            f"{what} has embeddings of {name_of(found)}, and {whose} was trained with those of {name_of(wanted)}; "
+            f"{what} has embeddings of {name_of(found)}, and {whose} those of {name_of(wanted)}; "
             + ("train the prior on embeddings of that encoder" if sampled else advice)
         )
     ours, theirs = Tokens.of(found), Tokens.of(wanted)
     if not ours.fit(theirs):
         raise ManifestError(
-            f"{what} has {ours} an image, and {whose} was trained with {theirs}; "
+            f"{what} has {ours} an image, and {whose} {theirs}; "
             + ("a prior samples one" if sampled else "embed the images with the same views, in the same order")
         )
 

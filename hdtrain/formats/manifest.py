@@ -147,6 +147,8 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
     if run_json.exists():
         stage = json.loads(run_json.read_bytes()).get("stage", "STAGE")
         return f"it was begun: run `hdtrain {stage} {RunDir(directory).config} --out {directory}` to finish it"
+    if directory.is_file():
+        return f"{directory} is a file, expected a run directory"
     commands = {
         "images": "shard",
         "autoencoder": "train-vae",
@@ -162,6 +164,12 @@ def _how_to_publish(directory: Path, kinds: tuple[str, ...]) -> str:
         "evaluation": "evaluate",
     }
     names = [commands[kind] for kind in kinds if kind in commands]
+    begun = RunDir(directory.parent).run_json.exists()  # a data set of a run that is not finished
+    if not begun and directory.is_dir() and any(directory.iterdir()):
+        pack = (
+            f": `hdtrain shard 'sources=[{{path: {directory}}}]' --out RUN` packs raw images, and RUN is what to name"
+        )
+        return f"{directory} is a folder of other things, expected a run directory{pack if 'images' in kinds else ''}"
     command = f"hdtrain {names[0]} CONFIG --out {directory}" if names else "the stage that makes it"
     others = " (synthetic images: `hdtrain sample` or `hdtrain select`)" if "images" in kinds else ""
     return f"run `{command}` first{others}"

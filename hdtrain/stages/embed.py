@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hdtrain.config.embedding import EmbedConfig
+from hdtrain.config.training import TimmEncoder
 from hdtrain.data.broken import BrokenSamples
 from hdtrain.data.decode import decode_rgb
 from hdtrain.data.embedding_index import write_index
@@ -53,7 +54,7 @@ def run(config: EmbedConfig, context: StageContext) -> None:
 
         shared.make_all("embed", units, make, shards.each)
         if shared.publishes(context.run.shards):
-            _publish(context, embedder, datasets, parts, broken, _sizes(config, shards))
+            _publish(config, context, embedder, datasets, parts, broken, shards)
 
 
 def _embedder(config: EmbedConfig, datasets: list[tuple[Path, Manifest]]) -> Embedder:
@@ -99,12 +100,13 @@ def _sizes(config: EmbedConfig, shards: ShardByShard) -> list[list[int]]:
 
 
 def _publish(
+    config: EmbedConfig,
     context: StageContext,
     embedder: Embedder,
     datasets: list[tuple[Path, Manifest]],
     parts: list[Path],
     broken: BrokenSamples,
-    sizes: list[list[int]],
+    shards: ShardByShard,
 ) -> None:
     failed: Counter[str] = Counter()
     for part in parts:
@@ -123,7 +125,7 @@ def _publish(
         split=datasets[0][1].split,
         info={
             **embedder.info,
-            "image_px": sizes,
+            "image_px": _sizes(config, shards),
             "grids": {grid.name: [grid.rows, grid.columns] for grid in grids},
             "off_lattice": off_lattice,
             "failed": dict(failed.most_common()),
@@ -133,6 +135,8 @@ def _publish(
     tokens, dim = embedder.shape
     skipped = "".join(f"; skipped {counted(number, 'image')}: {reason}" for reason, number in failed.most_common())
     images = counted(sum(entry.samples for entry in entries), "image")
+    if isinstance(config.encoder, TimmEncoder) and config.encoder.weights is None:
+        print(f"warning: {embedder.encoder.name} has random weights; give encoder.weights=FILE")
     print(
         f"embedded {images} in {counted(len(entries), 'shard')}: {counted(tokens, 'token')} of {dim} features by "
         f"{embedder.encoder.name}{skipped}"

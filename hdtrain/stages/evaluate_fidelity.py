@@ -193,7 +193,8 @@ def _scored(config: EvaluateFidelityConfig, found: Retrieval, compared: _Compare
         "top_1": found.percentile * (count - 1) < 1,
         "top_1_percent": found.percentile < TOP_SHARE,
     }
-    chance = {"rank_percentile": 0.5, "top_1": 1 / count, "top_1_percent": TOP_SHARE}
+    nearest = max(1, int(np.ceil(TOP_SHARE * (count - 1))))  # how many places are less than that share from the top
+    chance = {"rank_percentile": 0.5, "top_1": 1 / count, "top_1_percent": nearest / count}
     metrics = {name: bootstrap.metric(value.astype(float)) for name, value in values.items()}
     own, per_class = labels[sources], {}
     if (own >= 0).any():

@@ -71,7 +71,7 @@ def check_models(config: PaintConfig, manifest_of: ManifestOf) -> None:
         )
     check_decoder(config, manifest_of)
     schedule = NoiseScheduleConfig(**info["schedule"])
-    check_steps("ddim", config.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr)
+    check_steps("ddim", config.steps, schedule.num_train_timesteps, schedule.zero_terminal_snr, key="steps")
 
 
 def check_grid(grid: EmbeddingGrid, config: PaintConfig, manifest_of: ManifestOf) -> None:

@@ -148,7 +148,7 @@ def test_holes_are_filled_between_their_neighbours():
         ({"grid.rows": "0-2"}, {}, "grid.rows: grid 'slide0' has 2 rows, 0-1; got 0-2"),
         ({"edits": "[{kind: fill, rows: 1, columns: 2-3}]"}, {}, "edits.0: ends at row 1, column 3"),
         ({"stride": "9"}, {}, "stride: at most 8, the window of"),
-        ({"steps": "7"}, {}, "solver.steps: must divide 1000"),
+        ({"steps": "7"}, {}, " steps: must divide 1000"),
         ({"decoder": None}, {}, "name an autoencoder of it"),
         ({"guidance": "-1"}, {}, "guidance"),
     ],
