@@ -84,14 +84,12 @@ def test_an_unpublished_parent_is_refused_with_the_command_that_publishes_it(hdt
 
 
 def test_raw_images_in_place_of_a_run_are_told_to_be_packed_elsewhere(hdtrain, make_images):
-    make_images("raw", {"a": 1})
+    notes = make_images("raw", {"a": 1}).parent / "notes.txt"
     error = hdtrain("verify", "images=raw", "--out", "run", code=2).err
     assert "raw is a folder of other things, expected a run directory: `hdtrain shard 'sources=[{path:" in error
-    Path("notes.txt").write_text("")
-    assert (
-        "notes.txt is a file, expected a run directory"
-        in hdtrain("verify", "images=notes.txt", "--out", "run", code=2).err
-    )
+    notes.write_text("")
+    error = hdtrain("verify", f"images={notes}", "--out", "run", code=2).err
+    assert "notes.txt is a file, expected a run directory" in error
 
 
 def test_words_that_are_no_overrides_are_refused(capsys):
