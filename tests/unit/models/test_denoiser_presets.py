@@ -22,7 +22,7 @@ PARAMETERS = {
     "small": 3_890_755,
     "tiny": 1_806_275,
     "small-cond": 5_598_499,
-    "tiny-cond": 2_451_011,
+    "tiny-cond": 2_725_379,
 }
 
 
