@@ -18,7 +18,6 @@ from hdtrain.text import counted
 FLIPPED = "-flip"
 """End of the key of a mirrored image's latent: it has the embedding of the image as it is (method, section 9)."""
 _NAMED = 3
-_SAMPLED_SHARDS = 64
 
 
 class RecordsByKey:
@@ -64,17 +63,6 @@ class RecordsByKey:
                 keys += opened.keys
                 labels += opened.labels.tolist()
         return keys, labels
-
-    def sample(self, count: int) -> Float16[np.ndarray, "n ..."]:
-        """About `count` of the records, or all if there are fewer: evenly spread over evenly spread shards."""
-        shards = _spread(min(len(self._shards.places), _SAMPLED_SHARDS), len(self._shards.places))
-        found = []
-        for number in shards.tolist():
-            with self._shards.use(number) as opened:
-                records = _spread(-(-count // len(shards)), len(opened.keys))
-                found.append(np.empty((len(records), *self.shape), np.float16))
-                opened.reader.gather(records, found[-1], np.arange(len(records)))
-        return np.concatenate(found)
 
     @cached_property
     def _label_of(self) -> Mapping[str, int]:
@@ -160,9 +148,3 @@ class RecordsByKey:
     def _key(self, shard: int, record: int) -> str:
         with self._shards.use(shard) as opened:
             return opened.keys[record]
-
-
-def _spread(count: int, among: int) -> Int64[np.ndarray, " n"]:
-    """Up to `count` numbers below `among`, evenly spread."""
-    numbers: np.ndarray = np.arange(min(count, among)) * among // max(min(count, among), 1)
-    return numbers

@@ -18,8 +18,7 @@ from hdtrain.formats.run_dir import RunDir
 CLASS_EMBEDDING_STD = 0.3
 """Of the class embeddings at the start, about half the size of a trained timestep embedding: from zero the classes are
 told apart far later (docs/results.md)."""
-_LEAST_SPREAD = 0.1
-"""Of the features' mean one: less is not made equal, for it would be noise."""
+
 
 Denoiser2D = UNet2DModel | UNet2DConditionModel
 
@@ -58,31 +57,6 @@ def build_denoiser(
         problem = f"preset: '{preset}' cannot look at embeddings; choose {' or '.join(EMBEDDING_PRESETS)}"
         raise ConfigError("denoiser", [problem])
     return _unconditional(sizes, channels, size, num_classes)
-
-
-def spread_embeddings(unet: Denoiser2D, sample: Float[Tensor, "n k d"]) -> None:
-    """Begin the projection W of a fresh denoiser with tokens of about unit variance, for embeddings like these.
-
-    Encoders give embeddings that share most of their length (features after a ReLU, say), and of W as layers begin it
-    only a small part of the rest arrives. So W takes away the direction that they share and begins with features of
-    equal spread. It is trained like any other weight then. With SqueezeNet's embeddings and v no gain was seen over
-    layers as they begin (docs/results.md).
-
-    Args:
-        unet: fresh, with a projection.
-        sample: embeddings as their encoder gave them.
-    """
-    unit = functional.normalize(sample.flatten(0, 1).float(), dim=-1)
-    shared = functional.normalize(unit.mean(dim=0), dim=0)
-    spread = (unit - (unit @ shared)[:, None] * shared).std(dim=0, correction=0)
-    if not spread.any():  # one embedding says nothing of how others differ
-        return
-    projection: Any = unet.encoder_hid_proj
-    weight: Tensor = projection.weight
-    with torch.no_grad():
-        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        weight /= spread.clamp(min=_LEAST_SPREAD * float(spread.mean()))
-        weight -= (weight @ shared)[:, None] * shared
 
 
 class TensorDenoiser(nn.Module):

@@ -2,17 +2,13 @@
 
 from typing import Any
 
-import torch
-
 from hdtrain.config.training import TrainLdmConfig
-from hdtrain.models.denoiser import build_denoiser, spread_embeddings
+from hdtrain.models.denoiser import build_denoiser
 from hdtrain.models.start import start_from
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
 from hdtrain.training.diffusion import DiffusionTask
 from hdtrain.training.diffusion_space import classes_of, describe, open_space
-
-EMBEDDINGS_TO_BEGIN_WITH = 4096
 
 
 def run(config: TrainLdmConfig, context: StageContext) -> None:
@@ -23,8 +19,6 @@ def run(config: TrainLdmConfig, context: StageContext) -> None:
         channels, size, _ = space.codec.latent_shape
         dim = info["embedding"]["dim"] if "embedding" in info else None
         fresh = build_denoiser(config.preset, channels, size, len(classes) if classes else None, dim)
-        if space.embeddings:
-            spread_embeddings(fresh, torch.from_numpy(space.embeddings.sample(EMBEDDINGS_TO_BEGIN_WITH)))
         unet = start_from(fresh, config.start)
         task = DiffusionTask(unet, space, config, plan)
         train("train-ldm", task, space.source, config, context, plan, config.seed)

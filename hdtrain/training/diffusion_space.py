@@ -27,8 +27,6 @@ class DiffusionSpace:
     source: Source
     validation: Source | None
     codec: Codec
-    embeddings: RecordsByKey | None
-    """What the denoiser looks at, of the samples of both."""
 
 
 def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
@@ -123,7 +121,6 @@ def open_space(config: TrainLdmConfig, manifest_of: ManifestOf) -> DiffusionSpac
             TrainingLatents([(config.latents, manifest_of(config.latents))], config.seed, embeddings=embeddings),
             TrainingLatents(held_out, config.seed, embeddings=embeddings) if held_out else None,
             load_autoencoder(config.vae, device()).codec,
-            embeddings,
         )
     datasets, plain = [(path, manifest_of(path)) for path in config.images], {"weights": None}
     return DiffusionSpace(
@@ -132,5 +129,4 @@ def open_space(config: TrainLdmConfig, manifest_of: ManifestOf) -> DiffusionSpac
         if held_out
         else None,
         PixelCodec(config.reader.resolution),
-        embeddings,
     )

@@ -126,8 +126,12 @@ def compare_with_plain_autograd(zero_stage: int, accumulation_steps: int, folder
         expected.pop("norm PatchDiscriminator", None)
         assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5)
         assert ("loss/discriminator" in got) == (step > 0)
+    compare_states(task, (reference, disc), optimizers)
 
-    for engine, model, optimizer in zip(task.engines.values(), (reference, disc), optimizers, strict=True):
+
+def compare_states(task: AutoencoderTask, models, optimizers) -> None:
+    """Weights and first moments of both engines against plain torch's."""
+    for engine, model, optimizer in zip(task.engines.values(), models, optimizers, strict=True):
         state = engine.state(is_main=True)
         weights, moments = state[f"{engine.name}.weights"], state[f"{engine.name}.exp_avg"]
         error = total = 0.0
