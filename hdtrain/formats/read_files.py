@@ -174,7 +174,7 @@ class ReadFile:
             if found != self.size:
                 raise ShardError(
                     f"{self.path}: {found} bytes, its sidecar says {self.size}: truncated or of another one; "
-                    "`hdtrain verify` tells what else is wrong"
+                    "restore it, or move the data set away and make it again; `hdtrain verify` tells what else is wrong"
                 )
             self._descriptor = descriptor
         _use(self)
