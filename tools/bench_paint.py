@@ -4,8 +4,8 @@ Random weights of a tiny denoiser and decoder by default; `--preset ldm4-cond --
 sizes, and `--preset none` puts a little arithmetic in the place of both networks, so that only the canvas costs memory
 and time. Prints one JSON object.
 
-The bound is `PaintPlan.memory_bytes` (canvas, sums, bands); measured is the peak of this process's resident memory less
-that after a painting of one cell, which has loaded every module and holds what the networks need for a full batch.
+The bound is `PaintPlan.memory_bytes` (canvas, sums, bands); measured is the peak of this process's anonymous memory
+less that of a painting of one cell, which has loaded every module and holds what the networks need for a full batch.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.peak import OwnPeak
 from torch import Tensor
 
 from hdtrain.config.painting import PaintConfig
@@ -74,12 +75,13 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     """Peak memory above that of one cell, and seconds."""
     models = _models(args)
     with tempfile.TemporaryDirectory() as folder:
-        _paint(args, models, 1, 1, Path(folder) / "one")
-        before = _peak_bytes()
+        with OwnPeak() as one:
+            _paint(args, models, 1, 1, Path(folder) / "one")
+        gpu_before = _peak_gpu_bytes()
         began = time.monotonic()
-        plan, config = _paint(args, models, args.rows, args.columns, Path(folder) / "all")
+        with OwnPeak() as all_cells:
+            plan, config = _paint(args, models, args.rows, args.columns, Path(folder) / "all")
         seconds = time.monotonic() - began
-        after = _peak_bytes()
     height, width = plan.pixels
     return {
         "device": torch.cuda.get_device_name() if device().type == "cuda" else "cpu",
@@ -89,8 +91,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "windows_per_sec": round(plan.num_windows * (args.steps + 1) / seconds, 1),
         "bound_mb": round(plan.memory_bytes(config) / 1e6, 1),
-        "peak_above_one_cell_mb": round((after[0] - before[0]) / 1e6, 1),
-        "peak_gpu_above_one_cell_mb": round((after[1] - before[1]) / 1e6, 1),
+        "peak_above_one_cell_mb": round((all_cells.bytes - one.bytes) / 1e6, 1),
+        "peak_gpu_above_one_cell_mb": round((_peak_gpu_bytes() - gpu_before) / 1e6, 1),
     }
 
 
@@ -131,11 +133,8 @@ def _paint(
     return plan, config
 
 
-def _peak_bytes() -> tuple[int, int]:
-    gpu = torch.cuda.max_memory_allocated() if device().type == "cuda" else 0
-    # Not ru_maxrss: that of a process just started begins with what its parent had.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))), gpu
+def _peak_gpu_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if device().type == "cuda" else 0
 
 
 if __name__ == "__main__":
