@@ -13,7 +13,7 @@ from hdtrain.config.training import ReaderConfig, ShardAccess
 from hdtrain.data.images import TrainingImages
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.errors import ShardError
-from hdtrain.formats.read_files import ReadFile, patiently
+from hdtrain.formats.read_files import FIRST_PAUSE, ReadFile, patiently
 from hdtrain.formats.shards import ShardReader
 
 
@@ -73,9 +73,9 @@ def test_pauses_grow_and_the_patience_is_kept():
     with pytest.raises(ShardError, match="the disk: broken; tried for 1 s"):
         patiently(fail, "the disk", retry_sec=1.0)
     pauses = np.diff(times)
-    assert 5 <= len(pauses) <= 8
-    assert (pauses[1:-1] > 1.5 * pauses[:-2]).all()
-    assert 1.0 <= times[-1] - times[0] < 2
+    assert 4 <= len(pauses) <= 8  # a busy machine sleeps longer than it was asked to
+    assert (pauses[:-1] > 0.9 * FIRST_PAUSE * 2.0 ** np.arange(len(pauses) - 1)).all()
+    assert 1.0 <= times[-1] - times[0] < 3
     with pytest.raises(ShardError, match=r"the disk: broken; when"):
         patiently(fail, "the disk", retry_sec=0)
 
