@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from hdtrain.data.pool import UNLABELLED
 from hdtrain.errors import DataError
-from hdtrain.formats.embedding_grid import EmbeddingGrid, read_sampled
+from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.sampled_cells import SampledCells
 
@@ -32,7 +32,7 @@ class CellsByKey:
     """
 
     def __init__(self, path: Path, manifest: Manifest):
-        self._path, self._manifest, self._cells = path, manifest, SampledCells.of(manifest)
+        self._path, self._cells, self._run = path, SampledCells.of(manifest), GridRun(path, manifest)
         self.shape = (1, int(manifest.info["dim"]))
         self._labels: dict[str, int] = {}
         self._grid = lru_cache(maxsize=_GRIDS_KEPT)(self._read)
@@ -90,7 +90,7 @@ class CellsByKey:
         return [place for place in places if place is not None]
 
     def _read(self, name: str) -> EmbeddingGrid:
-        grid, classes = read_sampled(self._path, self._manifest, name), self._manifest.classes or []
+        grid, classes = self._run.read(name, token=None), self._run.manifest.classes or []
         wanted = (self._cells.rows, self._cells.columns, self.shape[1])
         if grid.embeddings.shape != wanted or not grid.present.all():
             raise DataError(

@@ -20,7 +20,7 @@ from hdtrain.config.training import ShardAccess
 from hdtrain.data.order import groups as by_value
 from hdtrain.data.pool import UNLABELLED, ShardPool
 from hdtrain.errors import DataError
-from hdtrain.formats.embedding_grid import EmbeddingGrid, grid_names, read_grid
+from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.records import RecordReader
 from hdtrain.formats.run_dir import RunDir
@@ -95,19 +95,19 @@ class ShardedSlide:
 class SlideFile:
     """A slide of a run of kind `grids`."""
 
-    path: Path
+    run: GridRun
     name: str
     present: Bool[np.ndarray, "r c"]
     labels: Int64[np.ndarray, "r c"]
 
     def read(self, rows: Int64[np.ndarray, " n"], columns: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
         """As of every slide."""
-        return _grid(self.path, self.name).embeddings[rows, columns]
+        return _grid(self.run, self.name).embeddings[rows, columns]
 
 
 @lru_cache(maxsize=_GRIDS_KEPT)
-def _grid(path: Path, name: str) -> EmbeddingGrid:
-    return read_grid(path, name)
+def _grid(run: GridRun, name: str) -> EmbeddingGrid:
+    return run.read(name)
 
 
 class Records:
@@ -138,7 +138,8 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
     slides: list[Slide] = list(_sharded(sharded, token, classes)) if sharded else []
     for path, manifest in datasets:
         if manifest.kind == "grids":
-            slides += [_slide_file(path, name, classes) for name in grid_names(path)]
+            run = GridRun(path, manifest)
+            slides += [_slide_file(run, name, classes) for name in run.names]
     names = [slide.name for slide in slides]
     where = ", ".join(str(path) for path, _ in datasets)
     if twice := sorted(name for name, count in Counter(names).items() if count > 1)[:3]:
@@ -151,10 +152,10 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
     return slides
 
 
-def _slide_file(path: Path, name: str, classes: Sequence[str] | None) -> SlideFile:
-    grid = read_grid(path, name)
+def _slide_file(run: GridRun, name: str, classes: Sequence[str] | None) -> SlideFile:
+    grid = run.read(name)
     label = classes.index(grid.label) if classes and grid.label in classes else UNLABELLED
-    return SlideFile(path, name, grid.present, np.where(grid.present, label, UNLABELLED))
+    return SlideFile(run, name, grid.present, np.where(grid.present, label, UNLABELLED))
 
 
 def _sharded(datasets: Sequence[Dataset], token: int, classes: Sequence[str] | None) -> list[ShardedSlide]:

@@ -10,7 +10,7 @@ from test_chain import EVERYTHING, hdtrain, recipe
 from tiny_chain import READER, draw, train_config
 
 from hdtrain.config.stages import STAGES
-from hdtrain.formats.embedding_grid import grid_names, read_grid
+from hdtrain.formats.embedding_grid import GridRun, read_grid
 from hdtrain.formats.fidelity import read_fidelity
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.slide_results import read_slide_results
@@ -98,7 +98,8 @@ def test_a_slide_is_a_grid_with_its_class_and_the_prior_makes_such_grids(folder)
     assert real.embeddings.shape[:2] == (3, 4)
     assert real.present.all()
     assert real.label == "dots"
-    made = [read_grid(folder / "runs/grids", name) for name in grid_names(folder / "runs/grids")]
+    grids = GridRun(folder / "runs/grids")
+    made = [grids.read(name) for name in grids.names]
     assert sorted(grid.label or "" for grid in made) == ["dots", "dots", "stripes", "stripes"]
     assert {grid.embeddings.shape for grid in made} == {(3, 3, real.embeddings.shape[2])}
     assert {grid.encoder_hash for grid in made} == {real.encoder_hash}
