@@ -18,10 +18,8 @@ from pydantic import Field
 from hdtrain.config.base import Config
 from hdtrain.config.cluster import ClusterConfig, Resources
 from hdtrain.errors import ManifestError
-from hdtrain.formats.atomic import write_json
-from hdtrain.formats.versioned import read_versioned
+from hdtrain.formats.versioned import VersionedFile
 
-SUBMISSION_VERSION = 1
 FOLDER = ".launch"
 
 
@@ -45,10 +43,12 @@ class Job(Config):
     """In the queue, one an element; empty: not submitted yet."""
 
 
-class Submission(Config):
+class Submission(VersionedFile):
     """The whole file."""
 
-    version: int = SUBMISSION_VERSION
+    STAGE = "launch"
+    WHAT = "submission"
+    version: int = 1
     queue: Literal["slurm", "local"]
     name: str
     """Of the recipe, or of the run."""
@@ -127,11 +127,11 @@ class SubmissionDir:
         Raises:
             ManifestError: missing, or of another version.
         """
-        return read_versioned(self.file, Submission, SUBMISSION_VERSION, "submission", "launch")
+        return Submission.read(self.file)
 
     def write(self, submission: Submission) -> None:
         """Atomically."""
-        write_json(self.file, submission.model_dump(mode="json"))
+        submission.write(self.file)
 
 
 def submissions(folder: Path) -> list[SubmissionDir]:
