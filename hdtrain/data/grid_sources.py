@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
 from hdtrain.config.training import ShardAccess
@@ -23,7 +21,6 @@ from hdtrain.errors import DataError
 from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.records import RecordReader
-from hdtrain.formats.run_dir import RunDir
 
 Dataset = tuple[Path, Manifest]
 OPEN_SHARDS = 64
@@ -164,28 +161,15 @@ def _sharded(datasets: Sequence[Dataset], token: int, classes: Sequence[str] | N
     class_of = {name: i for i, name in enumerate(classes or ())}
     slides = []
     for path, manifest in datasets:
-        columns = ["shard", "record", "slide", "row", "column", "label"]
-        table = pq.read_table(RunDir(path).index, columns=columns)
-        table = table.filter(table["row"].is_valid())
-        coded = {name: _coded(table[name]) for name in ("shard", "slide", "label")}
-        shards = np.array([shard_of[path, shard] for shard in coded["shard"][0]], np.int64)[coded["shard"][1]]
-        known = np.array([*(class_of.get(label, UNLABELLED) for label in coded["label"][0]), UNLABELLED], np.int64)
-        labels = known[coded["label"][1]]  # code −1 is the last one
-        row, column, record = (table[name].to_numpy().astype(np.int64) for name in ("row", "column", "record"))
-        names, codes = coded["slide"]
-        members = dict(by_value(codes))
-        for code, name in sorted(enumerate(names), key=lambda pair: pair[1]):
-            own = members[code]
+        run = GridRun(path, manifest)
+        for name in run.names:
+            cells = run.cells(name)
+            shards = [shard_of[path, shard] for shard in cells["shard"]]
+            labels = [class_of.get(label, UNLABELLED) for label in cells["label"]]
             filled = np.full((3, *manifest.info["grids"][name]), UNLABELLED, np.int64)
-            filled[:, row[own], column[own]] = shards[own], record[own], labels[own]
+            filled[:, cells["row"], cells["column"]] = shards, cells["record"], labels
             slides.append(ShardedSlide(name, filled[0] >= 0, filled[2], filled[0], filled[1], records))
     return slides
-
-
-def _coded(column: pa.ChunkedArray) -> tuple[list[str], Int64[np.ndarray, " n"]]:
-    """The values of a column of text, and for each row which of them it has; −1: none."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
 class SlideCrops:

@@ -271,6 +271,12 @@ class GridRun:
         found = self._of_file(chosen)
         return found if token is None else found.only(token)
 
+    def cells(self, name: str) -> dict[str, list[Any]]:
+        """What the index of a run of kind `embeddings` says of the cells that a slide's grid has: column to values."""
+        table, rows_of = self._index
+        found: dict[str, list[Any]] = table.take(rows_of.get(name, np.empty(0, np.int64))).to_pydict()
+        return found
+
     def _chosen(self, name: str | None) -> str:
         path, names = self.path, self.names
         if name is None and len(names) == 1:
@@ -304,7 +310,7 @@ class GridRun:
         info, tokens, where = self.manifest.info, Tokens.of(self.manifest.info), f"{self.path}: {name}"
         if token is not None and not 0 <= token < tokens.count:
             raise ManifestError(f"{self.path} has {tokens} an image, numbered from 0; there is no token {token}")
-        rows = self._rows(name)
+        rows = self.cells(name)
         embeddings = np.empty((len(rows["row"]), tokens.count, info["dim"]), np.float16)
         for shard in sorted(set(rows["shard"])):
             own = np.array([i for i, of in enumerate(rows["shard"]) if of == shard])
@@ -319,12 +325,6 @@ class GridRun:
             embeddings, order = embeddings[:, token or 0], order and (order[token or 0],)
         cells = Cells(name, embeddings, row, column, x, y, **facts, shape=shape)
         return replace(_of_cells(cells, where), encoder_hash=info["encoder_hash"], token_order=order)
-
-    def _rows(self, name: str) -> dict[str, list[Any]]:
-        """Of the index, those with a cell of the slide's grid."""
-        table, rows_of = self._index
-        found: dict[str, list[Any]] = table.take(rows_of.get(name, np.empty(0, np.int64))).to_pydict()
-        return found
 
     @cached_property
     def _index(self) -> tuple[pa.Table, dict[str, Int64[np.ndarray, " n"]]]:
