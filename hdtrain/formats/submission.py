@@ -9,7 +9,7 @@ A folder is never used again: a retry is a submission of its own.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,11 +173,6 @@ def newest_jobs(folder: Path) -> dict[str, tuple[SubmissionDir, Submission, Job]
 def read_attempts(place: SubmissionDir, job: str) -> list[dict[str, Any]]:
     """What the job wrote down of its attempts, oldest first; a line cut off is left out."""
     return list(_lines(place.attempts(job)))
-
-
-def last_message(attempts: Sequence[dict[str, Any]]) -> str | None:
-    """Why the last attempt ended, where it could say so."""
-    return next((str(one["message"]) for one in reversed(attempts) if one.get("message")), None)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,22 +1,13 @@
-"""The index of samples, the results file and the run record read back what was written."""
+"""The results file and the run record read back what was written."""
 
 import json
 
 import pytest
 
 from hdtrain.errors import ManifestError
-from hdtrain.formats.index import read_index, write_index
 from hdtrain.formats.provenance import read_run_json, record_end, record_prepared, record_start
 from hdtrain.formats.results import ArmResult, Metric, Results
 from hdtrain.formats.run_dir import RunDir
-
-
-def test_index_rows_keep_their_types_and_missing_fields_are_null(tmp_path):
-    write_index(
-        tmp_path / "index.parquet", [{"key": "a", "x": 3, "mpp": 0.5, "status": "ok"}, {"key": "b", "reason": "no"}]
-    )
-    first, second = read_index(tmp_path / "index.parquet")
-    assert (first["x"], first["mpp"], first["label"], second["reason"]) == (3, 0.5, None, "no")
 
 
 def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
