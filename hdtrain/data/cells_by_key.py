@@ -12,9 +12,9 @@ from hdtrain.errors import DataError
 from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.sampled_cells import SampledCells
+from hdtrain.text import first_few
 
 _GRIDS_KEPT = 8
-_NAMED = 3
 
 
 class CellsByKey:
@@ -82,10 +82,9 @@ class CellsByKey:
         places = [self._cells.place(key) for key in keys]
         missing = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place is None))
         if missing:
-            named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
             raise DataError(
-                f"{self._path}: has no cell {named}; a cell is NAME-ROW-COLUMN, and the first of its {len(self):,} is "
-                f"{self._cells.names[0]}-0-0"
+                f"{self._path}: has no cell {first_few(missing)}; a cell is NAME-ROW-COLUMN, and the first of its "
+                f"{len(self):,} is {self._cells.names[0]}-0-0"
             )
         return [place for place in places if place is not None]
 

@@ -26,13 +26,13 @@ from hdtrain.formats.records import RecordReader
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.sampled_cells import GRIDS_FOLDER, sampled_names
 from hdtrain.formats.tokens import Tokens
+from hdtrain.text import first_few
 
 VERSIONS = {3: 1, 4: 2}
 """Of a file, by the dimensions of its embeddings: a grid of one token a cell is what it always was."""
 UNKNOWN_PX = -1
 """x or y of a cell whose place nobody knows."""
 KINDS = ("embeddings", "grids")
-_MAX_NAMED = 4
 _ARRAYS = ("embeddings", "present", "x", "y")
 _COLUMNS = ["slide", "shard", "record", "row", "column", "x", "y", "mpp", "label"]
 
@@ -146,14 +146,18 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
             raise DataError(f"{where}: {name} has shape {found}, the embeddings have {shape[:2]} cells")
     bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=tuple(range(2, len(shape)))))
     if len(bad):
-        named = ", ".join(f"(row {row}, column {column})" for row, column in bad[:_MAX_NAMED].tolist())
         raise DataError(
-            f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named}"
-            f"{' …' if len(bad) > _MAX_NAMED else ''}; embed the slide again, or leave these cells out"
+            f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named_cells(bad)}; embed the slide "
+            "again, or leave these cells out"
         )
     if not grid.present.any():
         raise DataError(f"{where}: no cell of {grid.rows} × {grid.columns} is present")
     return grid
+
+
+def named_cells(cells: Int64[np.ndarray, "n 2"]) -> str:
+    """The first few of cells (row, column), for messages."""
+    return first_few([f"(row {row}, column {column})" for row, column in cells.tolist()])
 
 
 def over_cells(cells: Bool[np.ndarray, "r c"], embeddings: Float[np.ndarray, "r c *k d"]) -> Bool[np.ndarray, "..."]:
@@ -283,7 +287,7 @@ class GridRun:
             return names[0]
         if name is not None and name in self._known:
             return name
-        shown = ", ".join(names[:_MAX_NAMED]) + (" …" if len(names) > _MAX_NAMED else "")
+        shown = first_few(names)
         if not names:
             raise ManifestError(
                 f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice; cut "
@@ -358,9 +362,9 @@ def _of_cells(cells: Cells, where: str) -> EmbeddingGrid:
     shape = cells.shape or (int(rows.max()) + 1, int(columns.max()) + 1)
     _, first, counts = np.unique(rows * shape[1] + columns, return_index=True, return_counts=True)
     if (counts > 1).any():
-        twice = first[counts > 1][:_MAX_NAMED]
-        named = ", ".join(f"(row {rows[i]}, column {columns[i]})" for i in twice.tolist())
-        raise DataError(f"{where}: {int((counts > 1).sum())} cells have more than one embedding: {named}")
+        twice = first[counts > 1]
+        named = named_cells(np.stack([rows[twice], columns[twice]], axis=1))
+        raise DataError(f"{where}: {len(twice)} cells have more than one embedding: {named}")
 
     def placed(values: np.ndarray, empty: int) -> np.ndarray:
         filled = np.full((*shape, *values.shape[1:]), empty, values.dtype)
