@@ -316,9 +316,10 @@ class GridRun:
             raise ManifestError(f"{self.path} has {tokens} an image, numbered from 0; there is no token {token}")
         rows = self.cells(name)
         embeddings = np.empty((len(rows["row"]), tokens.count, info["dim"]), np.float16)
-        for shard in sorted(set(rows["shard"])):
-            own = np.array([i for i, of in enumerate(rows["shard"]) if of == shard])
-            self._reader(shard).gather(np.array(rows["record"])[own], embeddings, own)
+        records, (shards, of_cell) = np.array(rows["record"], np.int64), np.unique(rows["shard"], return_inverse=True)
+        for number, shard in enumerate(shards.tolist()):
+            own = np.flatnonzero(of_cell == number)
+            self._reader(shard).gather(records[own], embeddings, own)
         row, column, x, y = (np.array(rows[key], np.int64) for key in ("row", "column", "x", "y"))
         shape = (int(info["grids"][name][0]), int(info["grids"][name][1]))
         facts: dict[str, Any] = {
@@ -343,8 +344,9 @@ class GridRun:
     def _reader(self, shard: str) -> RecordReader:
         reader = self._readers.get(shard)
         if reader is None:
-            reader = self._readers[shard] = RecordReader(RunDir(self.path).shards / shard)
+            reader = RecordReader(RunDir(self.path).shards / shard)
             reader.keep_offsets()
+            self._readers[shard] = reader
         return reader
 
 
