@@ -1,4 +1,4 @@
-"""Text for terminals."""
+"""Text for terminals and messages."""
 
 from collections.abc import Sequence
 
@@ -14,3 +14,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 shard`, `1,351 latents`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """`a, b, c, d and 1,351 more`; all of them where they are few."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.provenance import read_run_json
-from hdtrain.formats.results import ColourStatistic, Metric, Results, read_results
+from hdtrain.formats.results import ColourStatistic, Metric, Results
 from hdtrain.formats.run_dir import RunDir
 
 ARM_METRICS = (
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--by-class", action="store_true", help="every table by class too")
     args = parser.parse_args()
     directory: Path = args.evaluation
-    results = read_results(RunDir(directory).results)
+    results = Results.read(RunDir(directory).results)
     manifest, record = read_manifest(directory), read_run_json(RunDir(directory))
     print(f"Commit {manifest.commit[:12]}, {record['cpus']} CPU cores, versions {record['versions']}.\n")
     tables = [arms_table(results), pairs_table(results)]

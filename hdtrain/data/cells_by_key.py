@@ -9,12 +9,12 @@ from jaxtyping import Float32
 
 from hdtrain.data.pool import UNLABELLED
 from hdtrain.errors import DataError
-from hdtrain.formats.embedding_grid import EmbeddingGrid, read_sampled
+from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.sampled_cells import SampledCells
+from hdtrain.text import first_few
 
 _GRIDS_KEPT = 8
-_NAMED = 3
 
 
 class CellsByKey:
@@ -32,7 +32,7 @@ class CellsByKey:
     """
 
     def __init__(self, path: Path, manifest: Manifest):
-        self._path, self._manifest, self._cells = path, manifest, SampledCells.of(manifest)
+        self._path, self._cells, self._run = path, SampledCells.of(manifest), GridRun(path, manifest)
         self.shape = (1, int(manifest.info["dim"]))
         self._labels: dict[str, int] = {}
         self._grid = lru_cache(maxsize=_GRIDS_KEPT)(self._read)
@@ -82,15 +82,14 @@ class CellsByKey:
         places = [self._cells.place(key) for key in keys]
         missing = list(dict.fromkeys(key for key, place in zip(keys, places, strict=True) if place is None))
         if missing:
-            named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
             raise DataError(
-                f"{self._path}: has no cell {named}; a cell is NAME-ROW-COLUMN, and the first of its {len(self):,} is "
-                f"{self._cells.names[0]}-0-0"
+                f"{self._path}: has no cell {first_few(missing)}; a cell is NAME-ROW-COLUMN, and the first of its "
+                f"{len(self):,} is {self._cells.names[0]}-0-0"
             )
         return [place for place in places if place is not None]
 
     def _read(self, name: str) -> EmbeddingGrid:
-        grid, classes = read_sampled(self._path, self._manifest, name), self._manifest.classes or []
+        grid, classes = self._run.read(name, token=None), self._run.manifest.classes or []
         wanted = (self._cells.rows, self._cells.columns, self.shape[1])
         if grid.embeddings.shape != wanted or not grid.present.all():
             raise DataError(

@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
 from hdtrain.config.training import ShardAccess
 from hdtrain.data.order import groups as by_value
 from hdtrain.data.pool import UNLABELLED, ShardPool
 from hdtrain.errors import DataError
-from hdtrain.formats.embedding_grid import EmbeddingGrid, grid_names, read_grid
+from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.records import RecordReader
-from hdtrain.formats.run_dir import RunDir
 
 Dataset = tuple[Path, Manifest]
 OPEN_SHARDS = 64
@@ -95,19 +92,19 @@ class ShardedSlide:
 class SlideFile:
     """A slide of a run of kind `grids`."""
 
-    path: Path
+    run: GridRun
     name: str
     present: Bool[np.ndarray, "r c"]
     labels: Int64[np.ndarray, "r c"]
 
     def read(self, rows: Int64[np.ndarray, " n"], columns: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
         """As of every slide."""
-        return _grid(self.path, self.name).embeddings[rows, columns]
+        return _grid(self.run, self.name).embeddings[rows, columns]
 
 
 @lru_cache(maxsize=_GRIDS_KEPT)
-def _grid(path: Path, name: str) -> EmbeddingGrid:
-    return read_grid(path, name)
+def _grid(run: GridRun, name: str) -> EmbeddingGrid:
+    return run.read(name)
 
 
 class Records:
@@ -138,7 +135,8 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
     slides: list[Slide] = list(_sharded(sharded, token, classes)) if sharded else []
     for path, manifest in datasets:
         if manifest.kind == "grids":
-            slides += [_slide_file(path, name, classes) for name in grid_names(path)]
+            run = GridRun(path, manifest)
+            slides += [_slide_file(run, name, classes) for name in run.names]
     names = [slide.name for slide in slides]
     where = ", ".join(str(path) for path, _ in datasets)
     if twice := sorted(name for name, count in Counter(names).items() if count > 1)[:3]:
@@ -151,10 +149,10 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
     return slides
 
 
-def _slide_file(path: Path, name: str, classes: Sequence[str] | None) -> SlideFile:
-    grid = read_grid(path, name)
+def _slide_file(run: GridRun, name: str, classes: Sequence[str] | None) -> SlideFile:
+    grid = run.read(name)
     label = classes.index(grid.label) if classes and grid.label in classes else UNLABELLED
-    return SlideFile(path, name, grid.present, np.where(grid.present, label, UNLABELLED))
+    return SlideFile(run, name, grid.present, np.where(grid.present, label, UNLABELLED))
 
 
 def _sharded(datasets: Sequence[Dataset], token: int, classes: Sequence[str] | None) -> list[ShardedSlide]:
@@ -163,28 +161,15 @@ def _sharded(datasets: Sequence[Dataset], token: int, classes: Sequence[str] | N
     class_of = {name: i for i, name in enumerate(classes or ())}
     slides = []
     for path, manifest in datasets:
-        columns = ["shard", "record", "slide", "row", "column", "label"]
-        table = pq.read_table(RunDir(path).index, columns=columns)
-        table = table.filter(table["row"].is_valid())
-        coded = {name: _coded(table[name]) for name in ("shard", "slide", "label")}
-        shards = np.array([shard_of[path, shard] for shard in coded["shard"][0]], np.int64)[coded["shard"][1]]
-        known = np.array([*(class_of.get(label, UNLABELLED) for label in coded["label"][0]), UNLABELLED], np.int64)
-        labels = known[coded["label"][1]]  # code −1 is the last one
-        row, column, record = (table[name].to_numpy().astype(np.int64) for name in ("row", "column", "record"))
-        names, codes = coded["slide"]
-        members = dict(by_value(codes))
-        for code, name in sorted(enumerate(names), key=lambda pair: pair[1]):
-            own = members[code]
+        run = GridRun(path, manifest)
+        for name in run.names:
+            cells = run.cells(name)
+            shards = [shard_of[path, shard] for shard in cells["shard"]]
+            labels = [class_of.get(label, UNLABELLED) for label in cells["label"]]
             filled = np.full((3, *manifest.info["grids"][name]), UNLABELLED, np.int64)
-            filled[:, row[own], column[own]] = shards[own], record[own], labels[own]
+            filled[:, cells["row"], cells["column"]] = shards, cells["record"], labels
             slides.append(ShardedSlide(name, filled[0] >= 0, filled[2], filled[0], filled[1], records))
     return slides
-
-
-def _coded(column: pa.ChunkedArray) -> tuple[list[str], Int64[np.ndarray, " n"]]:
-    """The values of a column of text, and for each row which of them it has; −1: none."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
 class SlideCrops:

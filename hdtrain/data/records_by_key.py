@@ -13,11 +13,10 @@ from hdtrain.data.pool import ShardPool
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.records import RecordReader
-from hdtrain.text import counted
+from hdtrain.text import counted, first_few
 
 FLIPPED = "-flip"
 """End of the key of a mirrored image's latent: it has the embedding of the image as it is (method, section 9)."""
-_NAMED = 3
 
 
 class RecordsByKey:
@@ -108,10 +107,9 @@ class RecordsByKey:
 
     def _missing(self, keys: Sequence[str]) -> DataError:
         distinct = list(dict.fromkeys(keys))
-        named = ", ".join(distinct[:_NAMED]) + (", …" if len(distinct) > _NAMED else "")
         return DataError(
-            f"{self._where}: nothing of {counted(len(distinct), 'image')} ({named}); it must be made of the same "
-            "images, so run the stage that made it on them, and name all its runs"
+            f"{self._where}: nothing of {counted(len(distinct), 'image')} ({first_few(distinct)}); it must be made of "
+            "the same images, so run the stage that made it on them, and name all its runs"
         )
 
     def _locate(self, keys: Sequence[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:

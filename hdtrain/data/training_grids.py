@@ -10,12 +10,12 @@ from hdtrain.data.grid_sources import GridSource
 from hdtrain.data.order import SampleOrder
 from hdtrain.errors import DataError
 from hdtrain.formats.vectors import VectorTable
+from hdtrain.text import first_few
 
 BLOCK_GROUPS = 64
 """Slides, or shards of images, whose samples are mixed with each other."""
 CLASS, TEXT, NUMERIC = range(3)
 """Columns of `given`."""
-_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check_keys(table: VectorTable, keys: Sequence[str], what: str) -> int:
     known = sum(key in table for key in keys)
     if not known:
         raise DataError(
-            f"{what}: none of its {len(table.keys)} keys ({', '.join(table.keys[:_MAX_NAMED])}, …) is that of a grid "
-            f"({', '.join(keys[:_MAX_NAMED])}, …); the key of a crop is its slide's name, of a single image its own"
+            f"{what}: none of its {len(table.keys)} keys ({first_few(table.keys)}) is that of a grid "
+            f"({first_few(keys)}); the key of a crop is its slide's name, of a single image its own"
         )
     return known

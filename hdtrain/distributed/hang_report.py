@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hdtrain.formats.checkpoint import find_latest
 from hdtrain.formats.heartbeats import GONE, Heartbeat, ThreadStack, dump_path, process_state, read_bytes
+from hdtrain.text import first_few
 
 SHOWN_RANKS, SHOWN_THREADS = 4, 6
 
@@ -83,7 +84,7 @@ def _stacks(threads: Sequence[ThreadStack]) -> list[str]:
         together.setdefault(tuple(thread.frames), []).append(thread.name)
     lines = []
     for frames, names in list(together.items())[:SHOWN_THREADS]:
-        lines.append(f"  {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}:")
+        lines.append(f"  {first_few(names, 3)}:")
         lines += [f"    {frame}" for frame in frames]
     return lines
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from hdtrain.errors import DataError
-from hdtrain.formats.embedding_grid import grid_names, read_grid
+from hdtrain.formats.embedding_grid import GridRun
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_bags(runs: Sequence[Path], labels: Mapping[str, str] | None) -> list[Ba
     Raises:
         DataError: no bag, one without a label, or embeddings of different sizes or encoders.
     """
-    bags = [_bag(run, name, labels) for run in runs for name in grid_names(run)]
+    bags = [_bag(run, name, labels) for run in map(GridRun, runs) for name in run.names]
     if not bags:
         raise DataError(f"{', '.join(map(str, runs))}: no slides; embed tiles that were cut from slides, or name grids")
     first = bags[0]
@@ -48,12 +48,12 @@ def read_bags(runs: Sequence[Path], labels: Mapping[str, str] | None) -> list[Ba
     return bags
 
 
-def _bag(run: Path, name: str, labels: Mapping[str, str] | None) -> Bag:
-    grid = read_grid(run, name)
+def _bag(run: GridRun, name: str, labels: Mapping[str, str] | None) -> Bag:
+    grid = run.read(name)
     label = grid.label if labels is None else labels.get(name)
     if label is None:
         where = "it carries none, or its tiles have several" if labels is None else "the table of labels has none"
-        raise DataError(f"{run}: no label of '{name}': {where}; give labels=FILE.csv with a line '{name},CLASS'")
+        raise DataError(f"{run.path}: no label of '{name}': {where}; give labels=FILE.csv with a line '{name},CLASS'")
     return Bag(name, label, grid.embeddings[grid.present], grid.encoder_hash)
 
 

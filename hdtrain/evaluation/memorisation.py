@@ -21,7 +21,6 @@ NEIGHBOURS = 20
 MIN_REFERENCE = 20
 """Training images below which such a quantile means nothing."""
 SPACES = ("features", "pixels")
-UNITS = {"features": "Euclidean, between unit feature vectors", "pixels": "root mean square of 0..255"}
 
 
 def num_neighbours(num_training: int) -> int:

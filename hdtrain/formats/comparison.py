@@ -1,16 +1,13 @@
 """`results.json` of `evaluate-images`: figures of one set of images against another, and what they were made with."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from hdtrain.config.base import Config
-from hdtrain.formats.atomic import write_json
 from hdtrain.formats.results import Metric
-from hdtrain.formats.versioned import read_versioned
+from hdtrain.formats.versioned import VersionedFile
 
-COMPARISON_VERSION = 1
 Metrics = dict[str, Metric]
 
 
@@ -45,10 +42,11 @@ class NearCopy(Config):
     memorised: bool
 
 
-class Comparison(Config):
+class Comparison(VersionedFile):
     """The whole file."""
 
-    version: int = COMPARISON_VERSION
+    STAGE = "evaluate-images"
+    version: int = 1
     real: ComparedSet
     fake: ComparedSet
     metrics: Metrics
@@ -61,17 +59,3 @@ class Comparison(Config):
     left_out: list[str] = Field(default_factory=list)
     """Figures that need more images than there are, with the number."""
     warnings: list[str] = Field(default_factory=list)
-
-
-def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write atomically."""
-    write_json(path, comparison.model_dump(mode="json"))
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Read a comparison of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, Comparison, COMPARISON_VERSION, "results", "evaluate-images")

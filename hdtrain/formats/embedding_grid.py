@@ -1,16 +1,19 @@
 """Embeddings of a slide as a grid of cells, whatever they came from. No torch.
 
 `read_grid` takes a grid that `write_grid` wrote, a run of ours (`embeddings`, `grids`), and what others have computed
-(`hdtrain.formats.foreign_grids`). Row and column are explicit: the row grows with y, the column with x.
+(`hdtrain.formats.foreign_grids`); for many grids of a run open it once, as `GridRun`. Row and column are explicit: the
+row grows with y, the column with x.
 """
 
 import json
 import zipfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int64
@@ -23,14 +26,15 @@ from hdtrain.formats.records import RecordReader
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.sampled_cells import GRIDS_FOLDER, sampled_names
 from hdtrain.formats.tokens import Tokens
+from hdtrain.text import first_few
 
 VERSIONS = {3: 1, 4: 2}
 """Of a file, by the dimensions of its embeddings: a grid of one token a cell is what it always was."""
 UNKNOWN_PX = -1
 """x or y of a cell whose place nobody knows."""
 KINDS = ("embeddings", "grids")
-_MAX_NAMED = 4
 _ARRAYS = ("embeddings", "present", "x", "y")
+_COLUMNS = ["slide", "shard", "record", "row", "column", "x", "y", "mpp", "label"]
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,18 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
             raise DataError(f"{where}: {name} has shape {found}, the embeddings have {shape[:2]} cells")
     bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=tuple(range(2, len(shape)))))
     if len(bad):
-        named = ", ".join(f"(row {row}, column {column})" for row, column in bad[:_MAX_NAMED].tolist())
         raise DataError(
-            f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named}"
-            f"{' …' if len(bad) > _MAX_NAMED else ''}; embed the slide again, or leave these cells out"
+            f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named_cells(bad)}; embed the slide "
+            "again, or leave these cells out"
         )
     if not grid.present.any():
         raise DataError(f"{where}: no cell of {grid.rows} × {grid.columns} is present")
     return grid
+
+
+def named_cells(cells: Int64[np.ndarray, "n 2"]) -> str:
+    """The first few of cells (row, column), for messages."""
+    return first_few([f"(row {row}, column {column})" for row, column in cells.tolist()])
 
 
 def over_cells(cells: Bool[np.ndarray, "r c"], embeddings: Float[np.ndarray, "r c *k d"]) -> Bool[np.ndarray, "..."]:
@@ -200,12 +208,8 @@ def read_grid(path: Path, name: str | None = None, token: int | None = 0) -> Emb
         ManifestError: the run is not published, of another kind, or has no such slide; there is no such token.
     """
     if path.is_dir() and path.suffix != ".zarr":
-        manifest = read_manifest(path, KINDS)
-        if manifest.kind == "embeddings":
-            return _of_run(path, manifest, name, token)
-        found = _of_grids(path, manifest, name)
-    else:
-        found = _of_file(path, name)
+        return GridRun(path).read(name, token)
+    found = _of_file(path, name)
     return found if token is None else found.only(token)
 
 
@@ -217,30 +221,6 @@ def _of_file(path: Path, name: str | None) -> EmbeddingGrid:
     if path.suffix not in FOREIGN:
         raise DataError(f"{path}: not a grid of embeddings; expected a run, .npz, {', '.join(sorted(FOREIGN))}")
     return _of_cells(read_foreign(path, name), str(path))
-
-
-def read_sampled(path: Path, manifest: Manifest, name: str) -> EmbeddingGrid:
-    """A grid of a run of kind `grids` whose manifest is at hand: of 100,000 grids it has 10 MB, read once.
-
-    Raises:
-        DataError: it cannot be read.
-        ManifestError: it is missing or altered.
-    """
-    file = f"{GRIDS_FOLDER}/{name}.npz"
-    check_files(path, manifest.model_copy(update={"files": {file: manifest.files[file]}}))
-    return _of_npz(path / file)
-
-
-def grid_names(path: Path) -> list[str]:
-    """Names that `read_grid` takes for a run, in order.
-
-    Raises:
-        ManifestError: it is not published, or of another kind.
-    """
-    manifest = read_manifest(path, KINDS)
-    if manifest.kind == "grids":
-        return sampled_names(manifest)
-    return sorted(manifest.info["grids"])
 
 
 def _of_npz(path: Path) -> EmbeddingGrid:
@@ -257,57 +237,117 @@ def _of_npz(path: Path) -> EmbeddingGrid:
     return checked(EmbeddingGrid(**arrays, **facts, token_order=order and tuple(order)), str(path))
 
 
-def _chosen(path: Path, names: list[str], name: str | None) -> str:
-    """The slide that is meant.
+class GridRun:
+    """The grids of a published run of kind `embeddings` or `grids`. Manifest, index and the shards' sidecars are read
+    once, however many grids are read; a grid is read when it is asked for.
+
+    Args:
+        path: run directory.
+        manifest: of it, where it is at hand.
 
     Raises:
-        ManifestError: there is none of that name, or several and none was named.
+        ManifestError: it is not published, or of another kind.
     """
-    if name is None and len(names) == 1:
-        return names[0]
-    shown = ", ".join(names[:_MAX_NAMED]) + (" …" if len(names) > _MAX_NAMED else "")
-    if not names:
-        raise ManifestError(
-            f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice; cut "
-            "slides (`layout: slide`), or tell the places by `pattern`. Single images are made by `hdtrain sample "
-            "embeddings.run=…`"
-        )
-    if name is None:
-        raise ManifestError(
-            f"{path} has {len(names)} grids; name one of them: {shown} (`name`, as in grid.name={names[0]})"
-        )
-    if name not in names:
+
+    def __init__(self, path: Path, manifest: Manifest | None = None):
+        self.path, self.manifest = path, manifest or read_manifest(path, KINDS)
+        self._readers: dict[str, RecordReader] = {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the grids, in order."""
+        return sampled_names(self.manifest) if self.manifest.kind == "grids" else sorted(self.manifest.info["grids"])
+
+    def read(self, name: str | None = None, token: int | None = 0) -> EmbeddingGrid:
+        """A grid, checked.
+
+        Args:
+            name: of it; None: the only one.
+            token: as of `read_grid`.
+
+        Raises:
+            DataError: it cannot be read.
+            ManifestError: there is no such grid or token, or its file is missing or altered.
+        """
+        chosen = self._chosen(name)
+        if self.manifest.kind == "embeddings":
+            return self._of_records(chosen, token)
+        found = self._of_file(chosen)
+        return found if token is None else found.only(token)
+
+    def cells(self, name: str) -> dict[str, list[Any]]:
+        """What the index of a run of kind `embeddings` says of the cells that a slide's grid has: column to values."""
+        table, rows_of = self._index
+        found: dict[str, list[Any]] = table.take(rows_of.get(name, np.empty(0, np.int64))).to_pydict()
+        return found
+
+    def _chosen(self, name: str | None) -> str:
+        path, names = self.path, self.names
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is not None and name in self._known:
+            return name
+        shown = first_few(names)
+        if not names:
+            raise ManifestError(
+                f"{path} has no grid: its tiles have no slide, x and y, or lie on no regular lattice; cut "
+                "slides (`layout: slide`), or tell the places by `pattern`. Single images are made by `hdtrain sample "
+                "embeddings.run=…`"
+            )
+        if name is None:
+            raise ManifestError(
+                f"{path} has {len(names)} grids; name one of them: {shown} (`name`, as in grid.name={names[0]})"
+            )
         raise ManifestError(f"{path} has no grid '{name}'; it has {shown}")
-    return name
 
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
 
-def _of_grids(path: Path, manifest: Manifest, name: str | None) -> EmbeddingGrid:
-    return read_sampled(path, manifest, _chosen(path, sampled_names(manifest), name))
+    def _of_file(self, name: str) -> EmbeddingGrid:
+        file = f"{GRIDS_FOLDER}/{name}.npz"
+        check_files(self.path, self.manifest.model_copy(update={"files": {file: self.manifest.files[file]}}))
+        return _of_npz(self.path / file)
 
+    def _of_records(self, name: str, token: int | None) -> EmbeddingGrid:
+        """One token, taken before anything is widened to fp32: all tokens of a slide may be many; or all of them."""
+        info, tokens, where = self.manifest.info, Tokens.of(self.manifest.info), f"{self.path}: {name}"
+        if token is not None and not 0 <= token < tokens.count:
+            raise ManifestError(f"{self.path} has {tokens} an image, numbered from 0; there is no token {token}")
+        rows = self.cells(name)
+        embeddings = np.empty((len(rows["row"]), tokens.count, info["dim"]), np.float16)
+        records, (shards, of_cell) = np.array(rows["record"], np.int64), np.unique(rows["shard"], return_inverse=True)
+        for number, shard in enumerate(shards.tolist()):
+            own = np.flatnonzero(of_cell == number)
+            self._reader(shard).gather(records[own], embeddings, own)
+        row, column, x, y = (np.array(rows[key], np.int64) for key in ("row", "column", "x", "y"))
+        shape = (int(info["grids"][name][0]), int(info["grids"][name][1]))
+        facts: dict[str, Any] = {
+            key: values[0] if len(values := list(set(rows[key]))) == 1 else None for key in ("mpp", "label")
+        }
+        order = tokens.order
+        if token is not None or tokens.count == 1:
+            embeddings, order = embeddings[:, token or 0], order and (order[token or 0],)
+        cells = Cells(name, embeddings, row, column, x, y, **facts, shape=shape)
+        return replace(_of_cells(cells, where), encoder_hash=info["encoder_hash"], token_order=order)
 
-def _of_run(path: Path, manifest: Manifest, name: str | None, token: int | None) -> EmbeddingGrid:
-    """One token, taken before anything is widened to fp32: all tokens of a slide may be many; or all of them."""
-    info, tokens = manifest.info, Tokens.of(manifest.info)
-    chosen = _chosen(path, grid_names(path), name)
-    if token is not None and not 0 <= token < tokens.count:
-        raise ManifestError(f"{path} has {tokens} an image, numbered from 0; there is no token {token}")
-    table = pq.read_table(RunDir(path).index, filters=pc.field("slide") == chosen)
-    table = table.filter(pc.and_(pc.is_valid(table["row"]), pc.is_valid(table["column"])))
-    rows = table.to_pydict()
-    embeddings = np.empty((len(table), tokens.count, info["dim"]), np.float16)
-    for shard in sorted(set(rows["shard"])):
-        own = np.array([i for i, of in enumerate(rows["shard"]) if of == shard])
-        RecordReader(RunDir(path).shards / shard).gather(np.array(rows["record"])[own], embeddings, own)
-    row, column, x, y = (np.array(rows[key], np.int64) for key in ("row", "column", "x", "y"))
-    shape = (int(info["grids"][chosen][0]), int(info["grids"][chosen][1]))
-    facts: dict[str, Any] = {
-        key: values[0] if len(values := list(set(rows[key]))) == 1 else None for key in ("mpp", "label")
-    }
-    order = tokens.order
-    if token is not None or tokens.count == 1:
-        embeddings, order = embeddings[:, token or 0], order and (order[token or 0],)
-    cells = Cells(chosen, embeddings, row, column, x, y, **facts, shape=shape)
-    return replace(_of_cells(cells, f"{path}: {chosen}"), encoder_hash=info["encoder_hash"], token_order=order)
+    @cached_property
+    def _index(self) -> tuple[pa.Table, dict[str, Int64[np.ndarray, " n"]]]:
+        """The rows with a cell, and which of them each slide has."""
+        placed = pc.field("row").is_valid() & pc.field("slide").is_valid()
+        table = pq.read_table(RunDir(self.path).index, columns=_COLUMNS, filters=placed).combine_chunks()
+        slides = table["slide"].combine_chunks().dictionary_encode()
+        order = np.argsort(slides.indices, kind="stable")
+        bounds = np.searchsorted(np.asarray(slides.indices)[order], np.arange(1, len(slides.dictionary)))
+        return table, dict(zip(slides.dictionary.to_pylist(), np.split(order, bounds), strict=False))
+
+    def _reader(self, shard: str) -> RecordReader:
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = RecordReader(RunDir(self.path).shards / shard)
+            reader.keep_offsets()
+            self._readers[shard] = reader
+        return reader
 
 
 def _of_cells(cells: Cells, where: str) -> EmbeddingGrid:
@@ -324,9 +364,9 @@ def _of_cells(cells: Cells, where: str) -> EmbeddingGrid:
     shape = cells.shape or (int(rows.max()) + 1, int(columns.max()) + 1)
     _, first, counts = np.unique(rows * shape[1] + columns, return_index=True, return_counts=True)
     if (counts > 1).any():
-        twice = first[counts > 1][:_MAX_NAMED]
-        named = ", ".join(f"(row {rows[i]}, column {columns[i]})" for i in twice.tolist())
-        raise DataError(f"{where}: {int((counts > 1).sum())} cells have more than one embedding: {named}")
+        twice = first[counts > 1]
+        named = named_cells(np.stack([rows[twice], columns[twice]], axis=1))
+        raise DataError(f"{where}: {len(twice)} cells have more than one embedding: {named}")
 
     def placed(values: np.ndarray, empty: int) -> np.ndarray:
         filled = np.full((*shape, *values.shape[1:]), empty, values.dtype)

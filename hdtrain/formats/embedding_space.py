@@ -5,8 +5,7 @@ from typing import Any
 
 from hdtrain.errors import ManifestError
 from hdtrain.formats.tokens import Tokens
-
-_NAMED = 3
+from hdtrain.text import first_few
 
 
 def check_same_encoder(
@@ -59,8 +58,7 @@ def other_sizes(what: str, found: Mapping[str, Any], whose: str, wanted: Mapping
 
 
 def _pixels(sizes: list[list[int]]) -> str:
-    named = ", ".join(f"{height}×{width}" for height, width in sizes[:_NAMED])
-    return f"{named}{', …' if len(sizes) > _NAMED else ''} px"
+    return f"{first_few([f'{height}×{width}' for height, width in sizes])} px"
 
 
 def name_of(info: Mapping[str, Any]) -> str:

@@ -1,22 +1,18 @@
 """`results.json` of `evaluate-fidelity`."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from hdtrain.config.base import Config
-from hdtrain.formats.atomic import write_json
 from hdtrain.formats.results import Metric
-from hdtrain.formats.versioned import read_versioned
-
-FIDELITY_VERSION = 1
+from hdtrain.formats.versioned import VersionedFile
 
 
-class Fidelity(Config):
+class Fidelity(VersionedFile):
     """The whole file."""
 
-    version: int = FIDELITY_VERSION
+    STAGE = "evaluate-fidelity"
+    version: int = 1
     num_images: int
     num_sources: int
     num_candidates: int
@@ -32,17 +28,3 @@ class Fidelity(Config):
     asked: str
     """Identity of the embeddings that they were made from."""
     protocol: dict[str, Any] = Field(default_factory=dict)
-
-
-def write_fidelity(path: Path, fidelity: Fidelity) -> None:
-    """Write atomically."""
-    write_json(path, fidelity.model_dump(mode="json"))
-
-
-def read_fidelity(path: Path) -> Fidelity:
-    """Read the figures of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, Fidelity, FIDELITY_VERSION, "results", "evaluate-fidelity")

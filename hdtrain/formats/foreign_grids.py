@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.lattice import find_lattice
+from hdtrain.text import first_few
 
 FEATURES = ("features", "embeddings", "feats")
 COORDS = "coords"
@@ -136,10 +137,10 @@ def _parquet(path: Path, name: str | None) -> Cells:
 def _of_slide(path: Path, table: pa.Table, name: str | None) -> tuple[str, pa.Table]:
     slides = sorted({str(slide) for slide in table["slide"].to_pylist()})
     if name is None and len(slides) > 1:
-        raise ManifestError(f"{path} has {len(slides)} slides; name one of them: {', '.join(slides[:4])}")
+        raise ManifestError(f"{path} has {len(slides)} slides; name one of them: {first_few(slides)}")
     chosen = name or slides[0]
     if chosen not in slides:
-        raise ManifestError(f"{path} has no slide '{chosen}'; it has {', '.join(slides[:4])}")
+        raise ManifestError(f"{path} has no slide '{chosen}'; it has {first_few(slides)}")
     return chosen, table.filter(pa.array([str(slide) == chosen for slide in table["slide"].to_pylist()]))
 
 

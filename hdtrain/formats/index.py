@@ -1,10 +1,8 @@
 """`index.parquet`: one row a sample, rejected ones included."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,15 +55,3 @@ class IndexWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-
-
-def write_index(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows (missing fields become null) atomically."""
-    with IndexWriter(path) as writer:
-        writer.write(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA))
-
-
-def read_index(path: Path) -> list[dict[str, Any]]:
-    """All rows as dicts."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows

@@ -91,6 +91,15 @@ class RecordReader(ShardReader):
             raise ShardError(f"{self.path}: holds records {self.record}, expected {(out.dtype, out.shape[1:])}")
         self.file.read_rows(out, rows.tolist(), self.offsets[indices].tolist(), "a record")
 
+    def keep_offsets(self) -> None:
+        """Read the sidecar, and keep of it what `gather` needs: 8 bytes a record, where its keys may be a hundred.
+
+        Raises:
+            ShardError: the shard is missing or unreadable.
+        """
+        _ = self.offsets, self.file
+        del self.sidecar
+
     def arrays(self) -> list[np.ndarray]:
         """The members' arrays, in order.
 

@@ -3,16 +3,13 @@
 The report reads figures from here and from nowhere else.
 """
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from hdtrain.config.base import Config
-from hdtrain.formats.atomic import write_json
-from hdtrain.formats.versioned import read_versioned
+from hdtrain.formats.versioned import VersionedFile
 
-RESULTS_VERSION = 2
 CANDIDATES = "candidates"
 """Name of the image set that is the whole pool before selection."""
 YARDSTICK = "real test images"
@@ -126,10 +123,11 @@ class Failure(Config):
     """From the centroid of its own class."""
 
 
-class Results(Config):
+class Results(VersionedFile):
     """The whole file."""
 
-    version: int = RESULTS_VERSION
+    STAGE = "evaluate"
+    version: int = 2
     classes: list[str]
     baseline: str
     arms: dict[str, ArmResult]
@@ -148,17 +146,3 @@ class Results(Config):
     """identity of the real training images' manifest, and of the test split's."""
     protocol: dict[str, Any] = Field(default_factory=dict)
     """Resamples, quantiles, seeds: whatever another person needs to repeat the figures."""
-
-
-def write_results(path: Path, results: Results) -> None:
-    """Write atomically."""
-    write_json(path, results.model_dump(mode="json"))
-
-
-def read_results(path: Path) -> Results:
-    """Read results of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, Results, RESULTS_VERSION, "results", "evaluate")

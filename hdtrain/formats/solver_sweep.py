@@ -4,18 +4,13 @@ Seconds differ from run to run, all else does not: so they lie in a file of thei
 sweep publishes.
 """
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from hdtrain.config.base import Config
-from hdtrain.formats.atomic import write_json
 from hdtrain.formats.results import Metric
-from hdtrain.formats.versioned import read_versioned
-
-SOLVERS_VERSION = 1
-SPEED_VERSION = 1
+from hdtrain.formats.versioned import VersionedFile
 
 
 class SolverResult(Config):
@@ -44,10 +39,12 @@ class SolverResult(Config):
         return max(map(abs, self.difference.interval or (self.difference.value,)))
 
 
-class SolverSweepResults(Config):
+class SolverSweepResults(VersionedFile):
     """The whole file."""
 
-    version: int = SOLVERS_VERSION
+    STAGE = "sweep-solvers"
+    WHAT = "solver sweep"
+    version: int = 1
     metric: str
     """What the Fréchet distance is called: `FID` or `FD-ENCODER`."""
     solvers: list[SolverResult]
@@ -91,39 +88,13 @@ class SolverSpeed(Config):
     batches: int
 
 
-class Speeds(Config):
+class Speeds(VersionedFile):
     """The whole of `speed.json`."""
 
-    version: int = SPEED_VERSION
+    STAGE = "sweep-solvers"
+    WHAT = "speeds"
+    version: int = 1
     device: str
     """On which the last of it was measured."""
     batch_size: int
     solvers: dict[str, SolverSpeed]
-
-
-def write_solvers(path: Path, sweep: SolverSweepResults) -> None:
-    """Write atomically."""
-    write_json(path, sweep.model_dump(mode="json"))
-
-
-def read_solvers(path: Path) -> SolverSweepResults:
-    """Read a sweep of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, SolverSweepResults, SOLVERS_VERSION, "solver sweep", "sweep-solvers")
-
-
-def write_speeds(path: Path, speeds: Speeds) -> None:
-    """Write atomically."""
-    write_json(path, speeds.model_dump(mode="json"))
-
-
-def read_speeds(path: Path) -> Speeds:
-    """Read speeds of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, Speeds, SPEED_VERSION, "speeds", "sweep-solvers")

@@ -9,7 +9,7 @@ A folder is never used again: a retry is a submission of its own.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,8 @@ from pydantic import Field
 from hdtrain.config.base import Config
 from hdtrain.config.cluster import ClusterConfig, Resources
 from hdtrain.errors import ManifestError
-from hdtrain.formats.atomic import write_json
-from hdtrain.formats.versioned import read_versioned
+from hdtrain.formats.versioned import VersionedFile
 
-SUBMISSION_VERSION = 1
 FOLDER = ".launch"
 
 
@@ -45,10 +43,12 @@ class Job(Config):
     """In the queue, one an element; empty: not submitted yet."""
 
 
-class Submission(Config):
+class Submission(VersionedFile):
     """The whole file."""
 
-    version: int = SUBMISSION_VERSION
+    STAGE = "launch"
+    WHAT = "submission"
+    version: int = 1
     queue: Literal["slurm", "local"]
     name: str
     """Of the recipe, or of the run."""
@@ -127,11 +127,11 @@ class SubmissionDir:
         Raises:
             ManifestError: missing, or of another version.
         """
-        return read_versioned(self.file, Submission, SUBMISSION_VERSION, "submission", "launch")
+        return Submission.read(self.file)
 
     def write(self, submission: Submission) -> None:
         """Atomically."""
-        write_json(self.file, submission.model_dump(mode="json"))
+        submission.write(self.file)
 
 
 def submissions(folder: Path) -> list[SubmissionDir]:
@@ -173,11 +173,6 @@ def newest_jobs(folder: Path) -> dict[str, tuple[SubmissionDir, Submission, Job]
 def read_attempts(place: SubmissionDir, job: str) -> list[dict[str, Any]]:
     """What the job wrote down of its attempts, oldest first; a line cut off is left out."""
     return list(_lines(place.attempts(job)))
-
-
-def last_message(attempts: Sequence[dict[str, Any]]) -> str | None:
-    """Why the last attempt ended, where it could say so."""
-    return next((str(one["message"]) for one in reversed(attempts) if one.get("message")), None)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

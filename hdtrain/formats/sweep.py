@@ -1,16 +1,13 @@
 """`sweep.json`: what images look like at every guidance scale, the scale that was chosen, and by whom."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from hdtrain.config.base import Config
-from hdtrain.formats.atomic import write_json
 from hdtrain.formats.results import Metric
-from hdtrain.formats.versioned import read_versioned
+from hdtrain.formats.versioned import VersionedFile
 
-SWEEP_VERSION = 1
 AGREEMENT = "label_agreement"
 DIVERSITY = "diversity"
 FRECHET = "FD-"
@@ -28,10 +25,12 @@ class ScaleResult(Config):
     """Class name to label_agreement and diversity."""
 
 
-class SweepResults(Config):
+class SweepResults(VersionedFile):
     """The whole file."""
 
-    version: int = SWEEP_VERSION
+    STAGE = "sweep-guidance"
+    WHAT = "sweep"
+    version: int = 1
     classes: list[str]
     scales: list[ScaleResult]
     """By rising guidance."""
@@ -61,17 +60,3 @@ class SweepResults(Config):
     def chosen(self) -> ScaleResult:
         """The scale that was chosen."""
         return next(scale for scale in self.scales if scale.guidance == self.choice)
-
-
-def write_sweep(path: Path, sweep: SweepResults) -> None:
-    """Write atomically."""
-    write_json(path, sweep.model_dump(mode="json"))
-
-
-def read_sweep(path: Path) -> SweepResults:
-    """Read a sweep of this version.
-
-    Raises:
-        ManifestError: missing or of another version.
-    """
-    return read_versioned(path, SweepResults, SWEEP_VERSION, "sweep", "sweep-guidance")

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hdtrain.text import counted
-
-_MAX_NAMED = 4
+from hdtrain.text import counted, first_few
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,5 @@ class Tokens:
         return self.count == wanted.count and (None in (self.order, wanted.order) or self.order == wanted.order)
 
     def __str__(self) -> str:
-        names = self.order or ()
-        named = f" ({', '.join(names[:_MAX_NAMED])}{' …' if len(names) > _MAX_NAMED else ''})" if names else ""
+        named = f" ({first_few(self.order)})" if self.order else ""
         return f"{counted(self.count, 'token')}{named}"

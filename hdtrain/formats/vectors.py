@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float32
 
 from hdtrain.errors import DataError
 from hdtrain.formats.atomic import canonical_json, sha256_bytes
+from hdtrain.text import first_few
 
 KEY, TEXT = "key", "text"
 VECTOR = ("vector", "embedding")
-_MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -189,5 +189,4 @@ def _check_once(keys: Sequence[str], path: Path) -> None:
 
 
 def _named(keys: Sequence[str]) -> str:
-    shown = list(dict.fromkeys(keys))
-    return ", ".join(shown[:_MAX_NAMED]) + (f" and {len(shown) - _MAX_NAMED} more" if len(shown) > _MAX_NAMED else "")
+    return first_few(list(dict.fromkeys(keys)))

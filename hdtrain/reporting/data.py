@@ -8,9 +8,9 @@ from hdtrain.config.synthesis import ReportConfig
 from hdtrain.errors import ManifestError
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.formats.results import Results, read_results
+from hdtrain.formats.results import Results
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.sweep import SweepResults, read_sweep
+from hdtrain.formats.sweep import SweepResults
 from hdtrain.reporting.runs import Run, follow
 
 
@@ -42,7 +42,7 @@ def collect(config: ReportConfig) -> ReportData:
     )
     assert evaluation
     path = RunDir(evaluation).results
-    results, digest = read_results(path), sha256_file(path)
+    results, digest = Results.read(path), sha256_file(path)
     if read_manifest(evaluation).files.get(path.name, digest) != digest:
         raise ManifestError(f"{path}: altered since the evaluation was published; run the evaluation again")
     sweep = _read_sweep(shown_sweep) if shown_sweep else None
@@ -74,7 +74,7 @@ def _strangers(evaluation: Path, beside: Mapping[str, Path]) -> list[str]:
 
 def _read_sweep(directory: Path) -> SweepResults:
     path = RunDir(directory).sweep
-    sweep = read_sweep(path)
+    sweep = SweepResults.read(path)
     if read_manifest(directory, ("sweep",)).files.get(path.name) != sha256_file(path):
         raise ManifestError(f"{path}: altered since the sweep was published; run `hdtrain sweep-guidance` again")
     return sweep

@@ -3,8 +3,6 @@
 import datetime
 import math
 
-from hdtrain.formats.results import Metric
-
 MISSING = "–"
 MINUTE_SEC, HOUR_SEC = 60, 3600
 ROUNDING = 1e-12
@@ -27,11 +25,6 @@ def figure(value: float | None) -> str:
 def interval(bounds: tuple[float, float] | None) -> str:
     """`[0.840, 0.870]`, or nothing."""
     return f"[{figure(bounds[0])}, {figure(bounds[1])}]" if bounds else ""
-
-
-def metric_text(metric: Metric | None) -> str:
-    """Value and interval on one line."""
-    return f"{figure(metric.value)} {interval(metric.interval)}".strip() if metric else MISSING
 
 
 def percent(value: float) -> str:

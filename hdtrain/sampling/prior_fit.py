@@ -16,8 +16,7 @@ from hdtrain.formats.embedding_grid import UNKNOWN_PX, EmbeddingGrid
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.vectors import VectorTable, read_vectors
 from hdtrain.sampling.fit import ManifestOf
-
-_MAX_NAMED = 6
+from hdtrain.text import first_few
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def expected_grid(
     check_asked(conditions, prior, manifest, guidance, steps)
     wishes = list(wishes_of(conditions, prior, manifest))
     if len(wishes) > 1:
-        named = _shown([str(wish.key) for wish in wishes])
+        named = first_few([str(wish.key) for wish in wishes])
         raise ConfigError("prior", [f"key: the files have {len(wishes)} keys; name one of them: {named}"])
     size, embedding = size_asked(conditions, manifest), manifest.info["embedding"]
     unknown = np.full(size, UNKNOWN_PX, np.int64)
@@ -130,17 +129,13 @@ def wishes_of(conditions: PriorConditions, prior: Path, manifest: Manifest) -> I
     keys = [key for key in tables[0].keys if all(key in table for table in tables)]
     if conditions.key is not None:
         if conditions.key not in keys:
-            raise ConfigError("prior", [f"key: '{conditions.key}' is not in the files; they have {_shown(keys)}"])
+            raise ConfigError("prior", [f"key: '{conditions.key}' is not in the files; they have {first_few(keys)}"])
         keys = [conditions.key]
     if not keys:
         raise DataError(f"{conditions.text_vectors} and {conditions.numeric} have no key in common")
     for key in keys:
         rows = [None if table is None else table.rows([key])[0][0] for table in (text, numeric)]
         yield Wish(label, rows[0], rows[1], key)
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_NAMED]) + (" …" if len(names) > _MAX_NAMED else "")
 
 
 def _label(label: str | None, prior: Path, manifest: Manifest) -> int | None:

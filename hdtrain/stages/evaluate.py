@@ -20,7 +20,7 @@ from hdtrain.evaluation.summary import format_table, write_predictions
 from hdtrain.features.encoders import Encoder, build_encoder
 from hdtrain.features.parts import Arrays, Parts
 from hdtrain.features.store import FeatureStore
-from hdtrain.formats.results import ImageSetResult, Results, write_results
+from hdtrain.formats.results import ImageSetResult, Results
 from hdtrain.stages.base import StageContext
 
 
@@ -96,7 +96,7 @@ def _publish(made: _Made, context: StageContext) -> None:
         protocol={**protocol, "left_out": left_out, "warnings": warnings},
     )
     write_predictions(context.run.path / "predictions", predictions, test)
-    write_results(context.run.results, results)
+    results.write(context.run.results)
     context.publish(classes=inputs.classes, files=[context.run.results])
     for warning in warnings:
         print(f"warning: {warning}")

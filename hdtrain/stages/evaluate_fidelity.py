@@ -17,7 +17,7 @@ from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
 from hdtrain.formats.embedding_grid import EmbeddingGrid, read_grid
 from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
-from hdtrain.formats.fidelity import Fidelity, write_fidelity
+from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.formats.tokens import Tokens
@@ -53,7 +53,7 @@ def run(config: EvaluateFidelityConfig, context: StageContext) -> None:
     compared = _of_images(config, context) if config.images else _of_painting(config, context)
     found = retrieve(normalised(compared.made), normalised(compared.candidates), compared.sources)
     fidelity = _scored(config, found, compared)
-    write_fidelity(context.run.results, fidelity)
+    fidelity.write(context.run.results)
     context.publish(files=[context.run.results], classes=compared.classes)
     print(described(fidelity))
 

@@ -21,7 +21,7 @@ from hdtrain.evaluation.sides import Side, check_sides
 from hdtrain.features.encoders import Encoder, build_encoder
 from hdtrain.features.parts import Parts
 from hdtrain.features.store import FeatureStore
-from hdtrain.formats.comparison import Comparison, write_comparison
+from hdtrain.formats.comparison import Comparison
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.base import StageContext
@@ -54,7 +54,7 @@ def run(config: EvaluateImagesConfig, context: StageContext) -> None:
         comparison = _compare(config, encoder, real, fake, copies, warnings)
         if judge is not None:
             comparison = _with_agreement(comparison, judge, agreement)
-        write_comparison(context.run.results, comparison)
+        comparison.write(context.run.results)
         context.publish(files=[context.run.results], classes=list(comparison.per_class) or None)
         for warning in comparison.warnings:
             print(f"warning: {warning}")

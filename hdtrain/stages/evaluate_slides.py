@@ -16,7 +16,7 @@ from hdtrain.evaluation.mil import probabilities, train_mil
 from hdtrain.evaluation.statistics import ArmBootstrap, SplitBootstrap, interval_of, two_sided_p
 from hdtrain.features.parts import Arrays, Parts, Unit
 from hdtrain.formats.results import Metric
-from hdtrain.formats.slide_results import SlideArm, SlideResults, write_slide_results
+from hdtrain.formats.slide_results import SlideArm, SlideResults
 from hdtrain.stages.base import StageContext
 from hdtrain.text import table
 
@@ -50,7 +50,7 @@ def run(config: EvaluateSlidesConfig, context: StageContext) -> None:
             zip(config.arms, np.stack(each).reshape(len(config.arms), len(config.seeds), *each[0].shape), strict=True)
         )
         results = _results(config, test, classes, found, {n: (len(real[n]), len(made[n])) for n in config.arms})
-        write_slide_results(context.run.results, results)
+        results.write(context.run.results)
         context.publish(files=[context.run.results], classes=classes)
         print(described(results))
 

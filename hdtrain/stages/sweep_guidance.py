@@ -14,7 +14,6 @@ from hdtrain.formats.atomic import write_bytes
 from hdtrain.formats.fingerprint import fingerprint
 from hdtrain.formats.manifest import FieldSpec, read_manifest
 from hdtrain.formats.shards import shard_entry
-from hdtrain.formats.sweep import write_sweep
 from hdtrain.models.classifier import load_classifier
 from hdtrain.reporting.sweep import sweep_svg
 from hdtrain.sampling.open import open_generator
@@ -62,7 +61,7 @@ def _run(config: SweepGuidanceConfig, context: StageContext, parts: Parts, class
     if not parts.shared.publishes(*parts.folders):
         return
     sweep = score_sweep(config, manifests, classes, encoder, tables)
-    write_sweep(context.run.sweep, sweep)
+    sweep.write(context.run.sweep)
     write_bytes(directory / "sweep.svg", sweep_svg(sweep).encode())
     context.publish(
         classes=classes,

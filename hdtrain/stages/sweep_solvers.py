@@ -21,7 +21,7 @@ from hdtrain.formats.atomic import write_bytes
 from hdtrain.formats.fingerprint import fingerprint
 from hdtrain.formats.manifest import FieldSpec, read_manifest
 from hdtrain.formats.shards import shard_entry
-from hdtrain.formats.solver_sweep import SolverSpeed, Speeds, write_solvers, write_speeds
+from hdtrain.formats.solver_sweep import SolverSpeed, Speeds
 from hdtrain.reporting.solver_sweep import format_choice, format_table, solvers_svg
 from hdtrain.sampling.describe import describe
 from hdtrain.sampling.fit import classes_of, guidance_of, with_choices
@@ -67,9 +67,9 @@ def _run(config: SweepSolversConfig, context: StageContext, parts: Parts) -> Non
     groups, guidance = num_groups(config), guidance_of(source.config, context.manifest_of)
     solvers = score_solvers(config, measured, moments, encoder.metric_name("FD"), len(classes or [""]), groups)
     sweep = sweep_results(config, solvers, encoder, real, classes, {**guidance, "groups": groups})
-    write_solvers(context.run.solvers, sweep)
+    sweep.write(context.run.solvers)
     speed = _speeds(speeds, config)
-    write_speeds(context.run.speed, speed)
+    speed.write(context.run.speed)
     picture = directory / "solvers.svg"
     write_bytes(picture, solvers_svg(sweep).encode())
     context.publish(

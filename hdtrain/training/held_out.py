@@ -10,6 +10,7 @@ from hdtrain.data.pool import ShardPool
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.shards import ShardReader
+from hdtrain.text import first_few
 
 Dataset = tuple[Path, Manifest]
 FLIP = "-flip"
@@ -36,10 +37,10 @@ def check_held_out(train: Sequence[Dataset], validation: Dataset, access: ShardA
 
 def _refuse(what: str, shared: list[str], train: Path, validation: Path) -> None:
     if shared:
-        named = ", ".join(shared[:3]) + (", …" if len(shared) > 3 else "")
         raise DataError(
-            f"validation {validation}: {len(shared)} {what} are in the training set {train} too: {named}; weights "
-            "chosen on what was trained on say nothing, so cut the split by patient (`splits` of `hdtrain shard`)"
+            f"validation {validation}: {len(shared)} {what} are in the training set {train} too: {first_few(shared)}; "
+            "weights chosen on what was trained on say nothing, so cut the split by patient (`splits` of "
+            "`hdtrain shard`)"
         )
 
 

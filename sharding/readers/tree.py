@@ -61,10 +61,6 @@ class Tree(ABC):
         for name in self.listing(top).folders:
             yield from self.walk(join(top, name))
 
-    def holds_files(self, top: str) -> bool:
-        """Whether there is a file in `top` or below it."""
-        return any(self.listing(folder).files for folder in self.walk(top))
-
     def files(self, top: str = "") -> Iterator[str]:
         """All files in `top` and below it."""
         for folder in self.walk(top):

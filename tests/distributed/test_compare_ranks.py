@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from hdtrain.formats.comparison import read_comparison
+from hdtrain.formats.comparison import Comparison
 from hdtrain.formats.manifest import read_manifest
 
 FILES = ("results.json", "real/statistics.npz", "fake/statistics.npz")
@@ -29,7 +29,7 @@ def whole(chain, ranks, tmp_path_factory):
 
 
 def test_two_ranks_find_what_one_finds(chain, ranks, whole, tmp_path):
-    metrics = read_comparison(whole / "results.json").metrics
+    metrics = Comparison.read(whole / "results.json").metrics
     assert (metrics["label_agreement"].n, metrics["label_agreement_real"].n) == (12, 20)
     run = ranks.run("evaluate-images", tmp_path / "run", config(chain), 2)
     for file in FILES:

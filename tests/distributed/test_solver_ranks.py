@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.formats.solver_sweep import read_solvers, read_speeds
+from hdtrain.formats.solver_sweep import SolverSweepResults, Speeds
 
 
 @pytest.mark.slow
@@ -33,8 +33,8 @@ def test_two_ranks_that_were_killed_before_come_to_the_same_choice_as_one(chain,
     for name in ("solvers.json", "solvers.svg"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     names = ["ddim-8", "unipc-4", "ddim-2-eta0.5"]
-    assert [solver.name for solver in read_solvers(two / "solvers.json").solvers] == names
+    assert [solver.name for solver in SolverSweepResults.read(two / "solvers.json").solvers] == names
     for name in ("", *names):
         assert read_manifest(one / name).identity == read_manifest(two / name).identity
-    speeds = read_speeds(two / "speed.json").solvers
+    speeds = Speeds.read(two / "speed.json").solvers
     assert {name: speeds[name].batches for name in names} == dict.fromkeys(names, 6), "the killed run's are kept"

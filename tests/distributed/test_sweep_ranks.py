@@ -3,7 +3,7 @@
 import signal
 
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.formats.sweep import read_sweep
+from hdtrain.formats.sweep import SweepResults
 
 
 def test_two_ranks_one_of_which_was_killed_before_come_to_the_same_choice_as_one(chain, ranks, tmp_path):
@@ -26,7 +26,7 @@ def test_two_ranks_one_of_which_was_killed_before_come_to_the_same_choice_as_one
     assert not (two / "manifest.json").exists()
     ranks.run("sweep-guidance", two, config, 2)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "finished shards were made again"
-    assert read_sweep(one / "sweep.json") == read_sweep(two / "sweep.json")
+    assert SweepResults.read(one / "sweep.json") == SweepResults.read(two / "sweep.json")
     assert (one / "sweep.json").read_bytes() == (two / "sweep.json").read_bytes()
     for name in ("", "g-0", "g-2"):
         assert read_manifest(one / name).identity == read_manifest(two / name).identity

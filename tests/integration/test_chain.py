@@ -13,7 +13,7 @@ from tiny_chain import READER, configs, train_config, write_raw
 
 from hdtrain.config.stages import STAGES
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.formats.results import read_results
+from hdtrain.formats.results import Results
 from hdtrain.reporting.formatting import figure
 
 PHI = {"kind": "classifier", "classifier": "@phi"}
@@ -183,7 +183,7 @@ def test_every_node_published_what_its_stage_publishes(folder):
 
 
 def test_the_report_holds_the_measured_figures(folder):
-    results = read_results(folder / "runs/evaluation/results.json")
+    results = Results.read(folder / "runs/evaluation/results.json")
     page = re.sub(r"<[^>]+>", " ", (folder / "runs/report/report.html").read_text())
     assert set(results.arms) == {"real", "selective"}
     for arm in results.arms.values():

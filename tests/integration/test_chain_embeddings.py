@@ -10,10 +10,10 @@ from test_chain import EVERYTHING, hdtrain, recipe
 from tiny_chain import READER, draw, train_config
 
 from hdtrain.config.stages import STAGES
-from hdtrain.formats.embedding_grid import grid_names, read_grid
-from hdtrain.formats.fidelity import read_fidelity
+from hdtrain.formats.embedding_grid import GridRun, read_grid
+from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import read_manifest
-from hdtrain.formats.slide_results import read_slide_results
+from hdtrain.formats.slide_results import SlideResults
 
 ENCODER = {"kind": "timm", "name": "test_resnet.r160_in1k"}
 TILES = {"layout": "class-folders", "tile_images": True, "tile_px": 32, "stride_px": 32, "min_tissue": 0}
@@ -98,7 +98,8 @@ def test_a_slide_is_a_grid_with_its_class_and_the_prior_makes_such_grids(folder)
     assert real.embeddings.shape[:2] == (3, 4)
     assert real.present.all()
     assert real.label == "dots"
-    made = [read_grid(folder / "runs/grids", name) for name in grid_names(folder / "runs/grids")]
+    grids = GridRun(folder / "runs/grids")
+    made = [grids.read(name) for name in grids.names]
     assert sorted(grid.label or "" for grid in made) == ["dots", "dots", "stripes", "stripes"]
     assert {grid.embeddings.shape for grid in made} == {(3, 3, real.embeddings.shape[2])}
     assert {grid.encoder_hash for grid in made} == {real.encoder_hash}
@@ -117,16 +118,16 @@ def test_a_painting_has_32_pixels_a_cell_whether_the_grid_is_a_slides_or_the_pri
 
 
 def test_the_cells_of_a_painting_are_compared_with_its_grid(folder):
-    fidelity = read_fidelity(folder / "runs/painting-fidelity/results.json")
+    fidelity = Fidelity.read(folder / "runs/painting-fidelity/results.json")
     assert fidelity.num_images == fidelity.num_candidates == 12
     assert 0 <= fidelity.metrics["rank_percentile"].value <= 1
 
 
 def test_variations_inherit_and_the_figures_are_there(folder):
-    fidelity = read_fidelity(folder / "runs/fidelity/results.json")
+    fidelity = Fidelity.read(folder / "runs/fidelity/results.json")
     assert fidelity.num_images == fidelity.num_candidates == 48
     assert set(fidelity.per_class) == {"dots", "stripes"}
-    slides = read_slide_results(folder / "runs/slides/results.json")
+    slides = SlideResults.read(folder / "runs/slides/results.json")
     assert [(arm.num_real, arm.num_synthetic) for arm in slides.arms.values()] == [(6, 0), (6, 4)]
     assert slides.num_test == 4
     assert json.loads((folder / "runs/variations/manifest.json").read_text())["info"]["class_counts"] == {

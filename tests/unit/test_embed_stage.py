@@ -22,7 +22,7 @@ from hdtrain.distributed.world import World
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.features.encoders import build_encoder
 from hdtrain.formats.claims import Claims
-from hdtrain.formats.embedding_grid import grid_names, read_grid
+from hdtrain.formats.embedding_grid import GridRun, read_grid
 from hdtrain.formats.embedding_space import other_sizes
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.records import RecordReader
@@ -170,10 +170,10 @@ def test_the_index_tells_record_and_cell_of_every_image(run):
 
 
 def test_a_slide_is_read_as_a_grid_with_its_holes(run):
-    ours = embedded(run)
-    assert grid_names(run) == ["a", "b"]
+    ours, grids = embedded(run), GridRun(run)
+    assert grids.names == ["a", "b"]
     for name, holes in (("a", []), ("b", [(0, 0), (2, 3)])):
-        grid = read_grid(run, name)
+        grid = grids.read(name)
         assert grid.embeddings.shape == (ROWS, COLUMNS, DIM)
         assert np.argwhere(~grid.present).tolist() == [list(hole) for hole in holes]
         for key, record in ours.items():
@@ -263,7 +263,7 @@ def test_a_slide_on_no_lattice_is_said_and_its_context_refused(tmp_path, encoder
     said = capsys.readouterr().out
     assert "slide even: 2 rows × 2 columns, 50.0% present" in said
     assert "warning: no grid: slide 'odd': the tiles lie on no regular lattice: their smallest distance along x" in said
-    assert grid_names(tmp_path / "run") == ["even"]
+    assert GridRun(tmp_path / "run").names == ["even"]
     assert list(read_manifest(tmp_path / "run").info["off_lattice"]) == ["odd"]
     assert run_here("embed", tmp_path / "wide", {**config, "views": ["whole", "context-3"]}) == 2
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from hdtrain.formats.comparison import read_comparison
+from hdtrain.formats.comparison import Comparison
 
 COUNT = 10
 
@@ -61,7 +61,7 @@ def test_a_folder_against_a_zip_agrees_with_torch_fidelity(hdtrain, tissues, the
         "evaluate", "real=tumour", "fake=stroma.zip", *encoder, f"kid_subset_size={COUNT}", f"batch_size={COUNT}",
         "--out", "run",
     )  # fmt: skip
-    found = read_comparison(tissues / "run" / "results.json")
+    found = Comparison.read(tissues / "run" / "results.json")
     digest = found.encoder["weights"][:8]
     ours = [found.metrics[f"{kind}-inception-{digest}-tensorflow"].value for kind in ("FD", "KD")]
     assert ours[0] == pytest.approx(frechet(fake, real), rel=1e-3)

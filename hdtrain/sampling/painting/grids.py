@@ -11,10 +11,9 @@ from scipy.sparse.linalg import factorized
 
 from hdtrain.config.painting import BlendEdit, Edit, FillEdit, GridBlock, PaintConfig, PasteEdit, one_range
 from hdtrain.errors import ConfigError, DataError, ManifestError
-from hdtrain.formats.embedding_grid import UNKNOWN_PX, EmbeddingGrid, over_cells, read_grid
+from hdtrain.formats.embedding_grid import UNKNOWN_PX, EmbeddingGrid, named_cells, over_cells, read_grid
 from hdtrain.formats.tokens import Tokens
 
-_MAX_NAMED = 4
 _NEARLY_PARALLEL = 0.9995
 
 
@@ -171,11 +170,9 @@ def _without_holes(grid: EmbeddingGrid, holes: str) -> EmbeddingGrid:
     if not len(missing):
         return grid
     if holes == "stop":
-        named = ", ".join(f"(row {row}, column {column})" for row, column in missing[:_MAX_NAMED].tolist())
         raise DataError(
-            f"grid '{grid.name}' lacks {len(missing)} of its {grid.present.size} cells: {named}"
-            f"{' …' if len(missing) > _MAX_NAMED else ''}; holes=fill fills them from those around them, and "
-            "grid.rows and grid.columns cut a part without holes"
+            f"grid '{grid.name}' lacks {len(missing)} of its {grid.present.size} cells: {named_cells(missing)}; "
+            "holes=fill fills them from those around them, and grid.rows and grid.columns cut a part without holes"
         )
     return _changed(grid, fill_holes(grid.embeddings, grid.present), np.ones_like(grid.present), ~grid.present)
 

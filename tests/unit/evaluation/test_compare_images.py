@@ -15,7 +15,7 @@ from tiny_chain import draw, signals_kept
 from hdtrain.config.training import TimmEncoder
 from hdtrain.evaluation.set_statistics import FILE
 from hdtrain.features.encoders import build_encoder
-from hdtrain.formats.comparison import Comparison, read_comparison
+from hdtrain.formats.comparison import Comparison
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.stages.__main__ import run_stage
 
@@ -49,7 +49,7 @@ def compare(out: Path, real: Path, fake: Path, code: int = 0, **config: object) 
     tree = {"real": str(real), "fake": str(fake), "encoder": ENCODER, "batch_size": 8, **config}
     with signals_kept():
         assert run_stage("evaluate-images", prepare("evaluate-images", out, tree)) == code
-    return read_comparison(out / "results.json") if code == 0 else None
+    return Comparison.read(out / "results.json") if code == 0 else None
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def packed_as(kind: str, folder: Path, at: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "npz", "npy"])
 def test_the_same_images_have_the_same_figures_whatever_they_come_as(folders, measured, kind, tmp_path):
-    whole = read_comparison(measured / "results.json")
+    whole = Comparison.read(measured / "results.json")
     found = compare(tmp_path / "out", folders / "real", packed_as(kind, folders / "fake", tmp_path))
     assert found.metrics == whole.metrics
     assert set(found.metrics) == FIGURES
@@ -88,7 +88,7 @@ def test_the_same_images_have_the_same_figures_whatever_they_come_as(folders, me
 
 
 def test_published_statistics_give_the_very_figures_of_the_images(folders, measured, tmp_path):
-    whole = read_comparison(measured / "results.json")
+    whole = Comparison.read(measured / "results.json")
     one = compare(tmp_path / "one", measured / "real", folders / "fake")
     both = compare(tmp_path / "both", measured / "real", measured / "fake")
     for found in (one, both):
@@ -99,7 +99,7 @@ def test_published_statistics_give_the_very_figures_of_the_images(folders, measu
 
 
 def test_figures_of_a_class_are_those_of_its_folder_alone(folders, measured, tmp_path):
-    whole = read_comparison(measured / "results.json")
+    whole = Comparison.read(measured / "results.json")
     alone = compare(tmp_path / "out", folders / "real" / "dots", folders / "fake" / "dots")
     of_class = whole.per_class["dots"]
     assert set(of_class) == FIGURES - {FD}
@@ -110,7 +110,7 @@ def test_figures_of_a_class_are_those_of_its_folder_alone(folders, measured, tmp
 
 
 def test_mean_and_covariance_of_others_serve_for_the_frechet_distance_alone(folders, measured, tmp_path):
-    whole = read_comparison(measured / "results.json")
+    whole = Comparison.read(measured / "results.json")
     with np.load(measured / "real" / FILE) as arrays:
         np.savez(tmp_path / "reference.npz", mu=arrays["mu"], sigma=arrays["sigma"])
     found = compare(tmp_path / "out", tmp_path / "reference.npz", folders / "fake")
@@ -161,7 +161,7 @@ def test_what_needs_more_images_than_there_are_is_left_out_with_its_number(folde
 
 
 def test_kid_says_when_its_subsets_are_smaller(folders, measured, tmp_path):
-    whole = read_comparison(measured / "results.json")
+    whole = Comparison.read(measured / "results.json")
     assert "100 subsets of 12 (half of the smaller set, not 1,000)" in whole.metrics[KD].method
     full = compare(tmp_path / "out", measured / "real", measured / "fake", kid_subset_size=20)
     assert "100 subsets of 20;" in full.metrics[KD].method

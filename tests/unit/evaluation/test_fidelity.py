@@ -11,7 +11,7 @@ from tiny_chain import run_here
 
 from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.evaluation.fidelity import SourceBootstrap, normalised, retrieve
-from hdtrain.formats.fidelity import read_fidelity
+from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import FieldSpec, Manifest, publish, read_manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardWriter, shard_entry
@@ -86,10 +86,10 @@ def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
 
 def test_images_that_are_what_was_asked_for_find_their_source_and_noise_finds_none(asked, tmp_path, capsys):
     assert run_here("evaluate-fidelity", tmp_path / "near", synthetic(tmp_path / "a", asked, 0.01)) == 0
-    near = read_fidelity(tmp_path / "near/results.json")
+    near = Fidelity.read(tmp_path / "near/results.json")
     said = capsys.readouterr().out
     assert run_here("evaluate-fidelity", tmp_path / "far", synthetic(tmp_path / "b", asked, 50)) == 0
-    far = read_fidelity(tmp_path / "far/results.json")
+    far = Fidelity.read(tmp_path / "far/results.json")
     assert near.metrics["rank_percentile"].value == 0.0 and near.metrics["top_1"].value == 1.0  # noqa: PT018
     assert near.metrics["cosine"].value > 0.99 > near.metrics["cosine_to_others"].value
     low, high = far.metrics["rank_percentile"].interval
@@ -104,7 +104,7 @@ def test_images_that_are_what_was_asked_for_find_their_source_and_noise_finds_no
 def test_images_of_sampled_grids_are_looked_for_among_the_cells(tmp_path):
     grids = publish_grids(tmp_path / "grids", toy_grids(4, rows=2, columns=3))
     assert run_here("evaluate-fidelity", tmp_path / "run", synthetic(tmp_path / "a", grids, 0.01)) == 0
-    found = read_fidelity(tmp_path / "run/results.json")
+    found = Fidelity.read(tmp_path / "run/results.json")
     assert (found.num_images, found.num_sources, found.num_candidates) == (48, 24, 24)
     assert found.metrics["top_1"].value == 1.0
     assert found.metrics["same_class_nearest"].value == 1.0
@@ -114,7 +114,7 @@ def test_images_of_sampled_grids_are_looked_for_among_the_cells(tmp_path):
 def test_fewer_candidates_hold_the_sources_all_the_same(asked, tmp_path):
     config = synthetic(tmp_path / "a", asked, 0.01)
     assert run_here("evaluate-fidelity", tmp_path / "run", {**config, "max_candidates": 2}) == 0
-    assert read_fidelity(tmp_path / "run/results.json").num_candidates == 20
+    assert Fidelity.read(tmp_path / "run/results.json").num_candidates == 20
 
 
 def test_what_does_not_belong_together_is_named(chain, asked, tmp_path, capsys):

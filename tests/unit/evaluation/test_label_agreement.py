@@ -11,7 +11,7 @@ from stage_helpers import publish_classifier, publish_images
 from tiny_chain import CLASSES, draw, run_here
 
 from hdtrain.evaluation.statistics import wilson_interval
-from hdtrain.formats.comparison import Comparison, read_comparison
+from hdtrain.formats.comparison import Comparison
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.models.classifier import load_classifier
@@ -46,7 +46,7 @@ def compare(out: Path, real: Path, fake: Path, judge: Path, code: int = 0, **con
     """Run the stage here; what it found, if it left with 0."""
     tree = {"real": str(real), "fake": str(fake), "judge": str(judge), "encoder": ENCODER, "batch_size": 3, **config}
     assert run_here("evaluate-images", out, tree) == code
-    return read_comparison(out / "results.json") if code == 0 else None
+    return Comparison.read(out / "results.json") if code == 0 else None
 
 
 def asked_directly(judge: Path, images: Path) -> dict[str, list[bool]]:
@@ -80,7 +80,7 @@ def compared(chain, judge, fake, tmp_path_factory) -> Path:
 
 
 def test_agreement_is_what_the_classifier_says_when_asked_directly(chain, judge, fake, compared):
-    found = read_comparison(compared / "results.json")
+    found = Comparison.read(compared / "results.json")
     of_fake, of_real = asked_directly(judge, fake), asked_directly(judge, chain["test"])
     assert [len(said) for said in of_fake.values()] == [8 - 3 + 1, 7 - 1 + 3]
     assert 0 < np.mean(together(of_fake)) < np.mean(together(of_real)), "the judge sees what is wrong"
@@ -108,7 +108,7 @@ def test_classes_go_by_name_in_whichever_order_they_stand(chain, judge, fake, co
         tmp_path / "turned", drawn(1, 15, (0, 2, 3, 8), ("stripes", "dots")), 4, "synthetic", ["stripes", "dots"]
     )
     found = compare(tmp_path / "out", chain["test"], turned, judge)
-    whole = read_comparison(compared / "results.json")
+    whole = Comparison.read(compared / "results.json")
     assert found.metrics[FAKE] == whole.metrics[FAKE]
     for name in CLASSES:
         assert found.per_class[name][FAKE] == whole.per_class[name][FAKE]
@@ -116,7 +116,7 @@ def test_classes_go_by_name_in_whichever_order_they_stand(chain, judge, fake, co
 
 
 def test_without_images_or_labels_of_real_the_yardstick_is_left_out(chain, judge, fake, compared, tmp_path):
-    whole = read_comparison(compared / "results.json")
+    whole = Comparison.read(compared / "results.json")
     found = compare(tmp_path / "statistics", compared / "real", fake, judge)
     assert f"{REAL} needs the images themselves, and real {compared / 'real'} is statistics" in found.left_out
     assert (found.metrics[FAKE], REAL in found.metrics) == (whole.metrics[FAKE], False)
@@ -128,7 +128,7 @@ def test_without_images_or_labels_of_real_the_yardstick_is_left_out(chain, judge
 
 def test_per_class_false_leaves_the_figures_of_the_sets_as_wholes(chain, judge, fake, compared, tmp_path):
     found = compare(tmp_path / "out", chain["test"], fake, judge, per_class=False)
-    whole = read_comparison(compared / "results.json")
+    whole = Comparison.read(compared / "results.json")
     assert [found.metrics[name] for name in (FAKE, REAL)] == [whole.metrics[name] for name in (FAKE, REAL)]
     assert found.per_class == {}
 

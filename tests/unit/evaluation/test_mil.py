@@ -12,7 +12,7 @@ from hdtrain.evaluation.mil import probabilities, train_mil
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.embedding_grid import EmbeddingGrid, write_grid
 from hdtrain.formats.manifest import Manifest, publish
-from hdtrain.formats.slide_results import read_slide_results
+from hdtrain.formats.slide_results import SlideResults
 
 TINY = MilConfig(hidden=8, attention=4, dropout=0.0, lr=1e-2, steps=150)
 
@@ -84,7 +84,7 @@ def config(tmp_path):
 
 def test_an_arm_with_more_slides_gains_and_the_table_says_so(config, tmp_path, capsys):
     assert run_here("evaluate-slides", tmp_path / "run", config) == 0
-    results = read_slide_results(tmp_path / "run/results.json")
+    results = SlideResults.read(tmp_path / "run/results.json")
     assert results.classes == ["healthy", "ill"]
     assert [(arm.num_real, arm.num_synthetic) for arm in results.arms.values()] == [(2, 0), (2, 20)]
     more = results.arms["with synthetic"]

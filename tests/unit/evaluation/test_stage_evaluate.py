@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stage_helpers import CLASSES, publish_classifier, publish_images, read_patches, run
 
-from hdtrain.formats.results import read_results
+from hdtrain.formats.results import Results
 
 pytestmark = pytest.mark.needs_data
 TRAIN, TEST, POOL = 12, 8, 10
@@ -52,7 +52,7 @@ def _config(root, **changes):
 def results(world):
     manifest = run("evaluate", world / "evaluation", _config(world))
     assert list(manifest.files) == ["results.json"]
-    return read_results(world / "evaluation" / "results.json")
+    return Results.read(world / "evaluation" / "results.json")
 
 
 def test_every_arm_has_its_figures_with_n_seeds_and_intervals(results):
@@ -111,7 +111,7 @@ def test_what_needs_more_images_is_left_out_and_said_so(results):
 
 def test_a_second_run_gives_the_same_file(world, results):
     run("evaluate", world / "again", _config(world))
-    assert read_results(world / "again" / "results.json") == results
+    assert Results.read(world / "again" / "results.json") == results
 
 
 @pytest.mark.parametrize(

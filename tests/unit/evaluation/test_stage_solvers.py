@@ -19,7 +19,7 @@ from hdtrain.features.encoders import build_encoder
 from hdtrain.formats.manifest import Manifest, ParentEntry, publish, read_manifest
 from hdtrain.formats.results import Metric
 from hdtrain.formats.shards import open_shards
-from hdtrain.formats.solver_sweep import SolverResult, read_solvers, read_speeds
+from hdtrain.formats.solver_sweep import SolverResult, SolverSweepResults, Speeds
 from hdtrain.reporting.runs import Run
 
 REFERENCE, CRUDE, FAST = "ddim-8", "ddim-1", "unipc-4"
@@ -83,7 +83,8 @@ def test_every_solver_is_a_data_set_of_the_images_that_sample_makes(chain, swept
 
 
 def test_the_figures_are_those_of_the_images(chain, swept):
-    sweep, encoder = read_solvers(swept / "solvers.json"), build_encoder(ClassifierEncoder(classifier=chain["phi"]))
+    sweep = SolverSweepResults.read(swept / "solvers.json")
+    encoder = build_encoder(ClassifierEncoder(classifier=chain["phi"]))
     assert sweep.metric == "FD-classifier-phi"
     reference, real = images(swept / REFERENCE), images(chain["labelled"])
     moments = {
@@ -107,10 +108,10 @@ def test_the_figures_are_those_of_the_images(chain, swept):
 def test_every_evaluation_is_counted_and_the_speed_is_measured(swept):
     counted = {
         solver.name: (solver.denoiser_evaluations, solver.classifier_evaluations)
-        for solver in read_solvers(swept / "solvers.json").solvers
+        for solver in SolverSweepResults.read(swept / "solvers.json").solvers
     }
     assert counted == {REFERENCE: (8, 8), CRUDE: (1, 1), FAST: (4, 4)}
-    speeds = read_speeds(swept / "speed.json")
+    speeds = Speeds.read(swept / "speed.json")
     assert speeds.solvers.keys() == counted.keys()
     assert speeds.solvers[REFERENCE].times_faster == 1
     assert {speed.batches for speed in speeds.solvers.values()} == {3}
@@ -118,7 +119,7 @@ def test_every_evaluation_is_counted_and_the_speed_is_measured(swept):
 
 
 def test_one_step_is_refused_and_the_reference_is_chosen(swept):
-    sweep, manifest = read_solvers(swept / "solvers.json"), read_manifest(swept)
+    sweep, manifest = SolverSweepResults.read(swept / "solvers.json"), read_manifest(swept)
     crude = next(solver for solver in sweep.solvers if solver.name == CRUDE)
     assert not crude.passed
     assert crude.upper > sweep.limit == pytest.approx(0.05 * sweep.reference.frechet.value)
@@ -131,7 +132,7 @@ def test_without_classes_a_solver_that_gives_the_same_images_differs_by_exactly_
     twins = [{"kind": "unipc", "steps": 4, "splitting": value} for value in (False, True)]
     changes = {"reference": twins[0], "solvers": [twins[1], {"steps": 1}], "classifier": None, "tolerance": 0.0}
     assert run_here("sweep-solvers", tmp_path / "run", {**config, **changes}) == 0
-    said, sweep = capsys.readouterr().out, read_solvers(tmp_path / "run" / "solvers.json")
+    said, sweep = capsys.readouterr().out, SolverSweepResults.read(tmp_path / "run" / "solvers.json")
     reference, twin, crude = sweep.solvers
     assert (twin.difference.value, twin.difference.interval, twin.pixel_difference.value) == (0.0, (0.0, 0.0), 0.0)
     assert (reference.passed, twin.passed, crude.passed) == (True, True, False)
@@ -142,7 +143,7 @@ def test_without_classes_a_solver_that_gives_the_same_images_differs_by_exactly_
 
 
 def test_another_choice_or_one_solver_more_makes_no_image_anew(swept, by_hand):
-    sweep, before = read_solvers(by_hand / "solvers.json"), read_solvers(swept / "solvers.json")
+    sweep, before = SolverSweepResults.read(by_hand / "solvers.json"), SolverSweepResults.read(swept / "solvers.json")
     assert (sweep.choice, sweep.chosen_by) == (FAST, "user")
     assert sweep.rule_choice == choose(sweep.solvers, sweep.metric, 0.05)[0]
     assert sweep.reason.startswith("The rule ")
@@ -151,7 +152,7 @@ def test_another_choice_or_one_solver_more_makes_no_image_anew(swept, by_hand):
     earlier = by_hand.parent / "solvers.previous-12345678"
     for path in sorted(earlier.glob("*/shards/*")):
         assert (by_hand / path.relative_to(earlier)).samefile(path), "the images were made again"
-    speeds = [read_speeds(run / "speed.json").solvers for run in (swept, by_hand)]
+    speeds = [Speeds.read(run / "speed.json").solvers for run in (swept, by_hand)]
     assert {name: speeds[1][name] for name in speeds[0]} == speeds[0]
 
 

@@ -9,7 +9,7 @@ from hdtrain.evaluation.sweep import choose, mean_distance
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.results import Metric
 from hdtrain.formats.shards import open_shards
-from hdtrain.formats.sweep import ScaleResult, read_sweep
+from hdtrain.formats.sweep import ScaleResult, SweepResults
 
 SCALES = [4.0, 0.0, 1.0]
 
@@ -67,7 +67,7 @@ def test_every_scale_is_a_data_set_and_the_images_are_those_that_sample_makes(ch
 
 
 def test_the_figures_are_those_of_the_images(swept):
-    sweep = read_sweep(swept / "sweep.json")
+    sweep = SweepResults.read(swept / "sweep.json")
     assert [scale.guidance for scale in sweep.scales] == [0, 1, 4]
     for scale in sweep.scales:
         agreement = scale.metrics["label_agreement"]
@@ -85,7 +85,7 @@ def test_the_figures_are_those_of_the_images(swept):
 
 
 def test_the_rule_chose_and_the_manifest_and_the_table_say_so(swept, config, tmp_path, capsys):
-    manifest, sweep = read_manifest(swept), read_sweep(swept / "sweep.json")
+    manifest, sweep = read_manifest(swept), SweepResults.read(swept / "sweep.json")
     assert (manifest.info["choice"], manifest.info["chosen_by"]) == (sweep.choice, "rule")
     assert sweep.choice == sweep.rule_choice == choose(sweep.scales, sweep.frechet, 0.1)[0]
     assert "<svg" in (swept / "sweep.svg").read_text()
@@ -101,7 +101,7 @@ def test_the_rule_chose_and_the_manifest_and_the_table_say_so(swept, config, tmp
     assert f"chosen: g = {other:g}, by user. The rule would have chosen another: g = {sweep.choice:g} has" in said
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("g-*/shards/*")}
     assert after == before, "the images were made again"
-    again = read_sweep(tmp_path / "sweep" / "sweep.json")
+    again = SweepResults.read(tmp_path / "sweep" / "sweep.json")
     assert (again.choice, again.chosen_by, again.scales) == (other, "user", sweep.scales)
     assert read_manifest(tmp_path / "sweep").info["choice"] == other
     (tmp_path / "sweep.previous-12345678").rename(swept)
@@ -142,7 +142,7 @@ def test_the_rule_takes_the_best_agreement_among_the_scales_near_the_smallest_di
 
 
 def test_agreement_that_is_not_above_chance_is_said_to_be_so(swept):
-    sweep = read_sweep(swept / "sweep.json")
+    sweep = SweepResults.read(swept / "sweep.json")
     low = sweep.chosen.metrics["label_agreement"].interval[0]
     assert (f"the agreement at g = {sweep.choice:g} is not above chance (0.500)" in sweep.reason) is (low <= 0.5)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from tiny_chain import SIZE_PX, prepare, run_here
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from hdtrain.formats.results import read_results
+from hdtrain.formats.results import Results
 from hdtrain.reporting.trust import judge_images
 
 
@@ -60,7 +60,7 @@ def evaluation(chain, copies, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(evaluation):
-    return read_results(evaluation / "results.json")
+    return Results.read(evaluation / "results.json")
 
 
 def test_turned_copies_are_flagged_in_pixels_named_and_distrusted(results):
@@ -150,4 +150,4 @@ def test_two_ranks_write_the_same_results(chain, copies, results, tmp_path):
         for rank in range(2)
     ]
     assert [process.wait(200) for process in ranks] == [0, 0]
-    assert read_results(directory / "results.json") == results
+    assert Results.read(directory / "results.json") == results

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prior_helpers import publish_grids, publish_slides, toy_grids
 
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.formats.atomic import sha256_file
-from hdtrain.formats.embedding_grid import EmbeddingGrid, grid_names, read_grid, write_grid
+from hdtrain.formats.embedding_grid import EmbeddingGrid, GridRun, read_grid, write_grid
 from hdtrain.formats.lattice import find_lattice
 from hdtrain.formats.manifest import Manifest, publish
 
@@ -179,7 +180,7 @@ def test_the_grids_of_a_published_run_are_read_by_name_and_an_altered_one_is_ref
         write_grid(run / "grids" / f"{name}.npz", replace(grid, name=name))
     files = {f"grids/{name}.npz": sha256_file(run / f"grids/{name}.npz") for name in ("a", "b")}
     publish(run, Manifest(kind="grids", stage="train-prior", fingerprint="f", commit="c", files=files))
-    assert grid_names(run) == ["a", "b"]
+    assert GridRun(run).names == ["a", "b"]
     assert read_grid(run, "b").name == "b"
     with pytest.raises(ManifestError, match="has 2 grids; name one of them: a, b"):
         read_grid(run)
@@ -188,6 +189,22 @@ def test_the_grids_of_a_published_run_are_read_by_name_and_an_altered_one_is_ref
     write_grid(run / "grids" / "a.npz", replace(grid, name="other"))
     with pytest.raises(ManifestError, match="altered since it was published"):
         read_grid(run, "a")
+
+
+@pytest.mark.parametrize("publish_run", [publish_grids, publish_slides])
+def test_a_run_that_is_open_reads_manifest_index_and_sidecars_once(publish_run, tmp_path):
+    made = toy_grids(6, hole=True)
+    run = GridRun(publish_run(tmp_path / "run", made))
+    assert run.names == [grid.name for grid in made]
+    run.read("slide000")
+    for file in [*run.path.glob("*.*"), *run.path.glob("shards/*.json")]:
+        file.unlink()
+    for grid in made[1:]:
+        found = run.read(grid.name)
+        assert_same(found, grid, places=False)
+        assert (found.name, found.label, found.mpp) == (grid.name, grid.label, 0.5)
+        np.testing.assert_array_equal(found.x[grid.present], grid.x[grid.present])
+        np.testing.assert_array_equal(found.y[grid.present], grid.y[grid.present])
 
 
 def test_nan_is_one_message_with_the_cells(grid, tmp_path):

@@ -1,22 +1,13 @@
-"""The index of samples, the results file and the run record read back what was written."""
+"""The results file and the run record read back what was written."""
 
 import json
 
 import pytest
 
 from hdtrain.errors import ManifestError
-from hdtrain.formats.index import read_index, write_index
 from hdtrain.formats.provenance import read_run_json, record_end, record_prepared, record_start
-from hdtrain.formats.results import ArmResult, Metric, Results, read_results, write_results
+from hdtrain.formats.results import ArmResult, Metric, Results
 from hdtrain.formats.run_dir import RunDir
-
-
-def test_index_rows_keep_their_types_and_missing_fields_are_null(tmp_path):
-    write_index(
-        tmp_path / "index.parquet", [{"key": "a", "x": 3, "mpp": 0.5, "status": "ok"}, {"key": "b", "reason": "no"}]
-    )
-    first, second = read_index(tmp_path / "index.parquet")
-    assert (first["x"], first["mpp"], first["label"], second["reason"]) == (3, 0.5, None, "no")
 
 
 def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
@@ -33,11 +24,16 @@ def test_results_read_back_equal_and_other_versions_are_refused(tmp_path):
         reference={},
     )
     path = tmp_path / "results.json"
-    write_results(path, results)
-    assert read_results(path) == results
-    path.write_text(json.dumps({"version": 9}))
-    with pytest.raises(ManifestError, match="results version 9, this hdtrain reads 2; run `hdtrain evaluate` again"):
-        read_results(path)
+    results.write(path)
+    assert Results.read(path) == results
+    for tree, message in (
+        ({"version": 9}, "results version 9, this hdtrain reads 2; run `hdtrain evaluate` again"),
+        ([], "results version None, this hdtrain reads 2"),
+        ({"version": 2, "classes": 3}, "results damaged: classes: Input should be a valid list; run `hdtrain eval"),
+    ):
+        path.write_text(json.dumps(tree))
+        with pytest.raises(ManifestError, match=message):
+            Results.read(path)
 
 
 def test_every_attempt_is_recorded_with_its_end(tmp_path):

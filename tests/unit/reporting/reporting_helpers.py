@@ -16,7 +16,7 @@ from hdtrain.config.load import read_yaml
 from hdtrain.config.synthesis import ReportConfig
 from hdtrain.formats.manifest import ShardEntry
 from hdtrain.formats.provenance import record_end, record_start
-from hdtrain.formats.results import ArmResult, ImageSetResult, Metric, NearestPair, Results, write_results
+from hdtrain.formats.results import ArmResult, ImageSetResult, Metric, NearestPair, Results
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import ShardWriter, shard_entry
 from hdtrain.formats.sweep import ScaleResult, SweepResults
@@ -232,7 +232,7 @@ class Tree:
                         label=self.classes[label], distance=0.1 + 0.05 * i + 0.01 * label, memorised=i == 0)
             for label in range(len(self.classes)) for i in range(3)
         ]  # fmt: skip
-        write_results(context.run.results, results.model_copy(update={"nearest": pairs}))
+        results.model_copy(update={"nearest": pairs}).write(context.run.results)
         context.publish(files=[context.run.results])
         record_end(context.run, "done")
         return self.prepare_report()

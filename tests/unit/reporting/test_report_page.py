@@ -12,7 +12,6 @@ import pytest
 from reporting_helpers import Tree, arm, collect_tree, image_set, make_results
 
 from hdtrain.formats.manifest import publish, read_manifest
-from hdtrain.formats.results import write_results
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.reporting.render import render
 from hdtrain.stages.__main__ import run_stage
@@ -143,7 +142,7 @@ def test_names_from_outside_are_escaped(built: Tree) -> None:
 def test_warnings_of_the_evaluation_stand_above_the_tables(built: Tree) -> None:
     results = make_results(protocol={"warnings": ["3 slides stand in both train and test"]})
     evaluation = RunDir(built.root / "evaluation")
-    write_results(evaluation.results, results)
+    results.write(evaluation.results)
     publish(evaluation.path, read_manifest(evaluation.path).model_copy(update={"files": {}}))
     page = render(collect_tree(built))
     assert page.index("3 slides stand in both train and test") < page.index('id="arms"')

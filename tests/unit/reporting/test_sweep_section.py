@@ -13,7 +13,7 @@ from hdtrain.errors import ManifestError
 from hdtrain.formats.manifest import publish, read_manifest
 from hdtrain.formats.provenance import record_end
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.formats.sweep import SweepResults, read_sweep, write_sweep
+from hdtrain.formats.sweep import SweepResults
 from hdtrain.reporting.render import render
 from hdtrain.reporting.sweep import sweep_svg
 
@@ -30,7 +30,7 @@ def with_sweep(tree: Tree, sweep: SweepResults) -> Path:
         **{key: str(root / name) for key, name in parents.items()}, "real": [str(root / "labelled")],
         "encoder": {"kind": "timm", "name": "resnet18"},
     })  # fmt: skip
-    write_sweep(context.run.sweep, sweep)
+    sweep.write(context.run.sweep)
     context.publish(
         files=[context.run.sweep],
         info={"choice": sweep.choice, "chosen_by": sweep.chosen_by, "datasets": []},
@@ -70,18 +70,18 @@ def test_a_report_without_a_sweep_has_no_such_section(built: Tree) -> None:
 
 def test_a_sweep_that_was_altered_is_refused(built: Tree) -> None:
     run = with_sweep(built, made_up_sweep())
-    write_sweep(RunDir(run).sweep, made_up_sweep(choice=10.0))
+    made_up_sweep(choice=10.0).write(RunDir(run).sweep)
     with pytest.raises(ManifestError, match="altered since the sweep was published"):
         collect_tree(built)
 
 
 def test_a_sweep_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    write_sweep(tmp_path / "sweep.json", made_up_sweep())
-    assert read_sweep(tmp_path / "sweep.json") == made_up_sweep()
+    made_up_sweep().write(tmp_path / "sweep.json")
+    assert SweepResults.read(tmp_path / "sweep.json") == made_up_sweep()
     text = (tmp_path / "sweep.json").read_text().replace('"version": 1', '"version": 99')
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ManifestError, match="sweep version 99, this hdtrain reads 1"):
-        read_sweep(tmp_path / "sweep.json")
+        SweepResults.read(tmp_path / "sweep.json")
 
 
 def test_the_picture_shows_the_scales_and_is_the_same_every_time() -> None:

@@ -11,7 +11,7 @@ from tiny_painting import DIM, VIEWS, publish_autoencoder, publish_denoiser, sav
 
 from hdtrain.config.painting import BlendEdit, FillEdit, PasteEdit
 from hdtrain.formats.embedding_grid import read_grid, write_grid
-from hdtrain.formats.fidelity import read_fidelity
+from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.sampling.painting.grids import edited, fill_holes
 
@@ -105,7 +105,7 @@ def test_a_denoiser_of_one_token_gets_the_one_of_its_view_and_else_the_first(fol
     made = publish_slides(tmp_path / "made", [slide().only(token)])
     config = {"painting": str(tmp_path / "run"), "made": str(made)}
     assert run_here("evaluate-fidelity", tmp_path / "fidelity", config) == 0
-    fidelity = read_fidelity(tmp_path / "fidelity" / "results.json")
+    fidelity = Fidelity.read(tmp_path / "fidelity" / "results.json")
     assert fidelity.metrics["cosine"].value == pytest.approx(1, abs=1e-5)
     assert "tokens" not in fidelity.protocol
 
@@ -146,7 +146,7 @@ def test_cells_of_a_painting_are_compared_by_the_tokens_that_both_have(painting,
         found = replace(grid, embeddings=embeddings if len(order) > 1 else embeddings[:, :, 0], token_order=order)
         config = {"painting": str(painting), "made": str(publish_slides(tmp_path / name, [found]))}
         assert run_here("evaluate-fidelity", tmp_path / f"{name}-fidelity", config) == 0
-        fidelity = read_fidelity(tmp_path / f"{name}-fidelity" / "results.json")
+        fidelity = Fidelity.read(tmp_path / f"{name}-fidelity" / "results.json")
         compared = [view for view in VIEWS if view in order]
         assert fidelity.protocol["tokens"] == compared
         assert fidelity.metrics["cosine"].value == pytest.approx(1, abs=1e-5)

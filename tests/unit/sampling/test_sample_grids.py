@@ -19,7 +19,7 @@ from hdtrain.diffusion.schedule import NoiseSchedule
 from hdtrain.distributed.seeds import generator
 from hdtrain.errors import ConfigError, HdtrainError
 from hdtrain.features.text_tower import load_text_tower
-from hdtrain.formats.embedding_grid import grid_names, read_grid
+from hdtrain.formats.embedding_grid import GridRun, read_grid
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.models.prior import GridPrior
 from hdtrain.sampling.prior import one_grid, sample_grids
@@ -128,10 +128,10 @@ def test_the_cosine_schedule_is_that_of_nichol_and_dhariwal():
 def test_the_stage_publishes_grids_of_every_class_that_paint_and_train_prior_can_read(toy, tmp_path):
     config = {"prior": str(toy), "every_class": True, "count": 5, "steps": STEPS, "rows": 4, "columns": 6}
     assert run_here("sample-grids", tmp_path / "out", config) == 0
-    manifest, names = read_manifest(tmp_path / "out"), grid_names(tmp_path / "out")
-    assert (manifest.kind, manifest.classes, len(names)) == ("grids", CLASSES, 10)
-    for name in names:
-        grid = read_grid(tmp_path / "out", name)
+    manifest, grids = read_manifest(tmp_path / "out"), GridRun(tmp_path / "out")
+    assert (manifest.kind, manifest.classes, len(grids.names)) == ("grids", CLASSES, 10)
+    for name in grids.names:
+        grid = grids.read(name)
         assert (grid.rows, grid.columns, grid.dim, bool(grid.present.all())) == (4, 6, DIM, True)
         assert CLASSES[nearest_mean(grid.embeddings)] == grid.label == name.split("-")[0]
         grid.check_encoder(DIM, read_manifest(toy).info["embedding"]["encoder_hash"], "a denoiser")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from hdtrain.formats.index import read_index
 from hdtrain.formats.manifest import Manifest, read_manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.shards import open_shards
@@ -26,7 +26,7 @@ class Run:
 
     @property
     def index(self) -> dict[str, dict[str, Any]]:
-        return {row["key"]: row for row in read_index(RunDir(self.path).index)}
+        return {row["key"]: row for row in pq.read_table(RunDir(self.path).index).to_pylist()}
 
     @property
     def samples(self) -> dict[str, tuple[bytes, dict[str, Any]]]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from hdtrain.formats.index import read_index
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
 
@@ -39,7 +39,7 @@ def test_the_three_sources_are_packed_verified_and_inspected(
     run = tmp_path / "runs/corpus/unlabelled"
     manifest = read_manifest(run, ("images",))
     assert manifest.split == "unlabelled"
-    rows = read_index(RunDir(run).index)
+    rows = pq.read_table(RunDir(run).index).to_pylist()
     by_source = {name: [row for row in rows if row["source"] == name] for name in ("histotma", "pannuke", "tcga-brca")}
     assert [len(found) for found in by_source.values()] == list(COUNTS.values())
     assert {row["patient"] for row in by_source["tcga-brca"]} == {"TCGA-A2-0000"}

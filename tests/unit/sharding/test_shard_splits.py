@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sharding_helpers import Run, noise, prepare
 
 from hdtrain.errors import DataError, HdtrainError
-from hdtrain.formats.index import read_index
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages import verify
@@ -68,7 +68,7 @@ def test_every_split_is_a_data_set_of_whole_patients(split: Path, tmp_path: Path
             keys.append(key)
         assert set(run.index) == set(run.samples)
     assert len(owner) == 12
-    whole = read_index(RunDir(split).index)
+    whole = pq.read_table(RunDir(split).index).to_pylist()
     assert sorted(keys) == sorted(row["key"] for row in whole)
     assert Counter(row["split"] for row in whole) == {"train": 42, "val": 21, "test": 21}
     for name, others in (("train", ["val", "test"]), ("test", ["val"])):
