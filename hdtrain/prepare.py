@@ -24,7 +24,7 @@ from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.atomic import write_bytes
 from hdtrain.formats.fingerprint import fingerprint, missing_raw_data, read_parents
-from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.manifest import Manifest, check_present, read_manifest
 from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.weights_store import resolve_named_weights
@@ -34,6 +34,8 @@ _POLL_SEC, _SAY_EVERY_SEC = 0.2, 30.0
 _JOINED = "-joined"
 _JOIN_PATIENCE_SEC = 20.0
 """How long a job that would join waits for the first one to make the run directory ready."""
+_READ_WHOLE = ("autoencoder", "denoiser", "classifier", "prior", "grids", "statistics")
+"""Kinds of parents whose files a stage compares with their hashes before it uses them."""
 _DOING = {"done": "skip, done", "to do": "running"}
 
 
@@ -99,11 +101,23 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
 
     Raises:
         ConfigError: a parent is not published, or a weights file is missing.
-        ManifestError: the parents do not fit each other, as far as their manifests tell.
+        ManifestError: the parents do not fit each other, as far as their manifests tell; or a file of one is missing,
+            and the run is not done.
         HdtrainError: the directory holds files that are no run's.
     """
-    run = RunDir(directory)
     parents = read_parents(config, source)
+    state = _compare(stage, config, directory, source, parents)
+    if state.status != "done":
+        for path, manifest in parents.values():
+            if manifest.kind in _READ_WHOLE:
+                check_present(path, manifest)
+    return state
+
+
+def _compare(
+    stage: str, config: Config, directory: Path, source: str, parents: dict[str, tuple[Path, Manifest]]
+) -> State:
+    run = RunDir(directory)
     _check_place(directory, config, parents)
     if STAGES[stage].check:
         manifests = dict(parents.values())
