@@ -1,7 +1,7 @@
 """One stage in one run directory: is it done, does something else lie there, lock it, write its config, run it.
 
 The recipe and the single-stage command both go through `run_node`. Nothing is ever deleted: a directory that holds
-another run is renamed to `NAME.previous-<its fingerprint>`.
+another run is renamed to `NAME.previous-<its fingerprint>`; of one that made nothing the logs stay where they are.
 """
 
 import contextlib
@@ -147,7 +147,16 @@ def _compare(
                 return State("done", wanted)
     elif old == wanted:
         return State("half done", wanted)
-    return State("changed", wanted, _free_name(directory, old[:8]), _earlier(directory, wanted))
+    earlier = _earlier(directory, wanted)
+    if not (published or earlier or _has_made_something(run)):
+        return State("to do", wanted)
+    return State("changed", wanted, _free_name(directory, old[:8]), earlier)
+
+
+def _has_made_something(run: RunDir) -> bool:
+    """Whether there is anything but logs: where an attempt failed at once, the next one's log comes beside its own."""
+    others = set(run.path.iterdir()) - {run.config, run.run_json, run.logs}
+    return any(found.is_file() for path in others for found in (path, *path.rglob("*")))
 
 
 def _earlier(directory: Path, wanted: str) -> Path | None:
