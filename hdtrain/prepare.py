@@ -1,7 +1,7 @@
 """One stage in one run directory: is it done, does something else lie there, lock it, write its config, run it.
 
 The recipe and the single-stage command both go through `run_node`. Nothing is ever deleted: a directory that holds
-another run is renamed to `NAME.previous-<its fingerprint>`.
+another run is renamed to `NAME.previous-<its fingerprint>`; of one that made nothing the logs stay where they are.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from hdtrain.distributed.stop import STOPPED_EXIT_CODE
 from hdtrain.errors import ConfigError, HdtrainError, ManifestError
 from hdtrain.formats.atomic import write_bytes
 from hdtrain.formats.fingerprint import fingerprint, missing_raw_data, read_parents
-from hdtrain.formats.manifest import Manifest, read_manifest
+from hdtrain.formats.manifest import Manifest, check_present, read_manifest
 from hdtrain.formats.provenance import read_run_json, record_prepared
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.formats.weights_store import resolve_named_weights
@@ -34,6 +34,8 @@ _POLL_SEC, _SAY_EVERY_SEC = 0.2, 30.0
 _JOINED = "-joined"
 _JOIN_PATIENCE_SEC = 20.0
 """How long a job that would join waits for the first one to make the run directory ready."""
+_READ_WHOLE = ("autoencoder", "denoiser", "classifier", "prior", "grids", "statistics")
+"""Kinds of parents whose files a stage compares with their hashes before it uses them."""
 _DOING = {"done": "skip, done", "to do": "running"}
 
 
@@ -99,11 +101,23 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
 
     Raises:
         ConfigError: a parent is not published, or a weights file is missing.
-        ManifestError: the parents do not fit each other, as far as their manifests tell.
+        ManifestError: the parents do not fit each other, as far as their manifests tell; or a file of one is missing,
+            and the run is not done.
         HdtrainError: the directory holds files that are no run's.
     """
-    run = RunDir(directory)
     parents = read_parents(config, source)
+    state = _compare(stage, config, directory, source, parents)
+    if state.status != "done":
+        for path, manifest in parents.values():
+            if manifest.kind in _READ_WHOLE:
+                check_present(path, manifest)
+    return state
+
+
+def _compare(
+    stage: str, config: Config, directory: Path, source: str, parents: dict[str, tuple[Path, Manifest]]
+) -> State:
+    run = RunDir(directory)
     _check_place(directory, config, parents)
     if STAGES[stage].check:
         manifests = dict(parents.values())
@@ -133,7 +147,16 @@ def inspect(stage: str, config: Config, directory: Path, source: str) -> State:
                 return State("done", wanted)
     elif old == wanted:
         return State("half done", wanted)
-    return State("changed", wanted, _free_name(directory, old[:8]), _earlier(directory, wanted))
+    earlier = _earlier(directory, wanted)
+    if not (published or earlier or _has_made_something(run)):
+        return State("to do", wanted)
+    return State("changed", wanted, _free_name(directory, old[:8]), earlier)
+
+
+def _has_made_something(run: RunDir) -> bool:
+    """Whether there is anything but logs: where an attempt failed at once, the next one's log comes beside its own."""
+    others = set(run.path.iterdir()) - {run.config, run.run_json, run.logs}
+    return any(found.is_file() for path in others for found in (path, *path.rglob("*")))
 
 
 def _earlier(directory: Path, wanted: str) -> Path | None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from hdtrain.config.stages import STAGES
 from hdtrain.distributed.world import Machine
+from hdtrain.formats.provenance import record_interrupted
 from hdtrain.formats.run_dir import RunDir
 from hdtrain.stages.__main__ import MISTAKE, OUTCOME_VARIABLE, STOPPED
 from launchers.processes import environment, has_gpu, start
@@ -77,6 +78,7 @@ class LocalLauncher:
         if ranks * self._machine.count > 1:
             code = _explain_ranks(_outcome(run, self._machine), log, code)
         if received and code not in (MISTAKE, STOPPED):
+            tell_interruption(run, stage, log, received[0])
             raise KeyboardInterrupt(received[0])
         return code
 
@@ -115,6 +117,15 @@ def _explain_ranks(outcome: Path, log: Path, code: int) -> int:
         tail = log.read_text(errors="replace").splitlines()[-_SHOWN_LOG_LINES:]
         print("\n".join([f"the last lines of {log}:", *tail]), file=sys.stderr)
     return code
+
+
+def tell_interruption(run: RunDir, stage: str, log: Path, number: int) -> None:
+    """Write down that a signal ended a stage where it was, as one that looks for signals would have."""
+    with contextlib.suppress(OSError):
+        if record_interrupted(run):
+            with log.open("a") as stream:
+                by = f"stopped by {signal.Signals(number).name}"
+                print(f"{stage}: {by}; what is finished stays, and the same command continues", file=stream)
 
 
 @contextlib.contextmanager

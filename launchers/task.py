@@ -26,7 +26,7 @@ from hdtrain.formats.submission import Job, Submission, SubmissionDir, read_atte
 from hdtrain.prepare import InUseError, await_prepared, locked, run_node
 from hdtrain.stages.__main__ import MISTAKE
 from launchers.allocation import Allocation
-from launchers.local import Tee, next_log
+from launchers.local import Tee, next_log, tell_interruption
 from launchers.processes import environment, start
 from launchers.signals import Signals
 
@@ -148,6 +148,8 @@ class TaskLauncher:
                 print(f"error: {message}", file=sys.stderr)
                 with contextlib.suppress(OSError), tee.path.open("a") as log:
                     print(f"error: {message}", file=log)
+            if code and self._signals.received:
+                tell_interruption(RunDir(run_dir), stage, tee.path, self._signals.received[0])
         told = _read(outcome)
         return int(told.get("code", code))
 

@@ -1,6 +1,7 @@
 """YAML and `key=value` overrides to a validated config; every mistake reported at once with the nearest right key."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -130,6 +131,8 @@ def _problem(model: type[BaseModel], item: dict[str, Any]) -> str:
         return f"{dotted}: unknown key; {hint}"
     if kind in _TOLD:
         return f"{dotted}{_TOLD[kind](context)}"
+    if kind in _LISTS | _BLOCKS:
+        return f"{dotted}: {_other_shape(model, location, dotted, item)}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind != "value_error" or not (isinstance(item["input"], dict) or ", got " in message):
@@ -150,13 +153,44 @@ _TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
 """Kinds of pydantic's mistakes that we tell in our own words, from their context."""
 
 
+_LISTS = {"list_type", "tuple_type"}
+_BLOCKS = {"model_type", "model_attributes_type", "dict_type"}
+"""Kinds of pydantic's mistakes where a list, or a block of keys, is wanted, and something else is given."""
+
+
+def _other_shape(model: type[BaseModel], location: tuple[Any, ...], dotted: str, item: Mapping[str, Any]) -> str:
+    """What is wanted in place of a value of another shape, and how to write the value that is given."""
+    _, models, annotation = _follow(model, location)
+    given, wants_list = item["input"], item["type"] in _LISTS
+    plain = not isinstance(given, dict | list)
+    got = repr(given) if plain else f"a {'block' if isinstance(given, dict) else 'list'}"
+    message = f"expected a {'list' if wants_list else 'block of keys'}, got {got}"
+    required = [name for name, field in models[0].model_fields.items() if field.is_required()] if models else []
+    if plain and wants_list and not models and not re.search(r"\[.*(list|tuple)\[", str(annotation)):
+        return f"{message}; write {dotted}=[{given}]"
+    if plain and required and len(models) == 1:
+        return f"{message}; write {dotted}" + (
+            f"=[{{{required[0]}: {given}}}]" if wants_list else f".{required[0]}={given}"
+        )
+    keys = sorted({key for each in models for key in each.model_fields})
+    return f"{message}; its keys are {', '.join(keys)}" if keys and not wants_list else message
+
+
 def _valid_keys(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[str]]:
     """Follow `location` through the schema; return its dotted form without union tags, and the keys valid there."""
+    dotted, candidates, _ = _follow(model, location)
+    return dotted, sorted({key for m in candidates for key in m.model_fields})
+
+
+def _follow(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]], Any]:
+    """The dotted form of `location`, without union tags; the blocks that may be there; the annotation of its field."""
     candidates: list[type[BaseModel]] = [model]
     dotted: list[str] = []
+    annotation: Any = None
     for part in location:
         fields = [m.model_fields[part] for m in candidates if isinstance(part, str) and part in m.model_fields]
         if fields:
+            annotation = fields[0].annotation
             candidates = [found for field in fields for found in _models_in(field.annotation)]
             dotted.append(str(part))
         elif isinstance(part, int):
@@ -167,7 +201,7 @@ def _valid_keys(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list
                 candidates = tagged
             elif part not in {m.__name__ for m in candidates}:
                 dotted.append(str(part))
-    return dotted, sorted({key for m in candidates for key in m.model_fields})
+    return dotted, candidates, annotation
 
 
 def _has_tag(model: type[BaseModel], tag: Any) -> bool:

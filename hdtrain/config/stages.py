@@ -126,6 +126,13 @@ STAGES: dict[str, StageSpec] = {
         ),
         StageSpec("report", ReportConfig, "report", "one self-contained report.html", False, True),
         StageSpec("export", ExportConfig, "export", "a diffusers folder with a model card", one_process=True),
-        StageSpec("import", ImportConfig, "autoencoder", "a model from diffusers or CompVis", one_process=True),
+        StageSpec(
+            "import",
+            ImportConfig,
+            "autoencoder",
+            "a model from diffusers or CompVis",
+            one_process=True,
+            previews="hdtrain.stages.preview_import",
+        ),
     )
 }

@@ -125,8 +125,12 @@ class Records:
         return found[:, self.token].astype(np.float32)
 
 
-def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] | None) -> list[Slide]:
+def read_slides(
+    datasets: Sequence[Dataset], token: int, classes: Sequence[str] | None, outlines: bool = False
+) -> list[Slide]:
     """The slides of runs of kind `embeddings` and `grids`, in their order.
+
+    With `outlines` no sampled grid is opened: it is full, as all of them are, and has no label.
 
     Raises:
         DataError: two runs have a slide of one name, or there is none.
@@ -136,7 +140,9 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
     for path, manifest in datasets:
         if manifest.kind == "grids":
             run = GridRun(path, manifest)
-            slides += [_slide_file(run, name, classes) for name in run.names]
+            slides += [
+                _outline(run, name, manifest) if outlines else _slide_file(run, name, classes) for name in run.names
+            ]
     names = [slide.name for slide in slides]
     where = ", ".join(str(path) for path, _ in datasets)
     if twice := sorted(name for name, count in Counter(names).items() if count > 1)[:3]:
@@ -147,6 +153,11 @@ def read_slides(datasets: Sequence[Dataset], token: int, classes: Sequence[str] 
             "trains on single images"
         )
     return slides
+
+
+def _outline(run: GridRun, name: str, manifest: Manifest) -> SlideFile:
+    present = np.ones((int(manifest.info["rows"]), int(manifest.info["columns"])), np.bool_)
+    return SlideFile(run, name, present, np.full(present.shape, UNLABELLED))
 
 
 def _slide_file(run: GridRun, name: str, classes: Sequence[str] | None) -> SlideFile:

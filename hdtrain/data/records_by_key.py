@@ -101,9 +101,13 @@ class RecordsByKey:
         Raises:
             DataError: some are not; the first are named.
         """
+        if missing := self.missing(keys):
+            raise self._missing(missing)
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those that are not there."""
         shards, _ = self._locate(keys)
-        if (shards < 0).any():
-            raise self._missing([key for key, shard in zip(keys, shards, strict=True) if shard < 0])
+        return [key for key, shard in zip(keys, shards, strict=True) if shard < 0]
 
     def _missing(self, keys: Sequence[str]) -> DataError:
         distinct = list(dict.fromkeys(keys))

@@ -75,6 +75,8 @@ class _Step:
     """Made by this process."""
     unit_images: int = 0
     """Of the unit at hand."""
+    unit_size: int = 0
+    """Images that it is to have."""
     started: float = field(default_factory=time.monotonic)
 
     def images_done(self) -> int:
@@ -220,7 +222,7 @@ class SharedRun:
         """So many more images of the unit at hand are done.
 
         Raises:
-            SystemExit: as `open`.
+            SystemExit: as `open`; not after the last image, so that the unit is published first.
         """
         self._step.images += images
         self._step.unit_images += images
@@ -229,7 +231,15 @@ class SharedRun:
             self._progress.update(images)
         if time.monotonic() - self._told > TELL_SEC:
             self._tell()
-        self.check_stop()
+        if self._step.unit_images < self._step.unit_size:
+            self.check_stop()
+
+    def found(self, images: int) -> None:
+        """So many images of the unit at hand were there: an earlier attempt made them."""
+        self._step.unit_images += images
+        if self._progress:
+            self._progress.update(images)
+        self._tell()
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -295,7 +305,7 @@ class SharedRun:
                 return False
             if self.published:
                 raise PublishedError(f"{self.run.path} is published")
-            step.unit_images = 0
+            step.unit_images, step.unit_size = 0, unit.images
             self.claims.tell(unit=name, unit_images=0)
             try:
                 make(number, given)
@@ -306,7 +316,7 @@ class SharedRun:
             self.saw(max(0, unit.images - step.unit_images))
         finally:
             self.claims.release(name)
-            step.unit_images = 0
+            step.unit_images = step.unit_size = 0
             self._tell()
             self.claims.tell(unit="", whole_images=step.images_done())
         return True

@@ -11,11 +11,12 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, writer: str = "", at: Callable[[], Path] | None = None) -> Iterator[IO[bytes]]:
     """Write to a temporary name beside `path`; on success fsync and rename, on failure remove. Makes the folder.
 
     What a killed process left under the temporary name is written over by the next. Where two processes might write the
-    same file at once each gives a `writer` of its own; what a kill leaves then, `remove_temporaries` removes.
+    same file at once each gives a `writer` of its own; what a kill leaves then, `remove_temporaries` removes. `at` may
+    give it another place when it is written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{'.' * bool(writer)}{writer}.tmp")
@@ -24,7 +25,7 @@ def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        temporary.replace(at() if at else path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -126,10 +126,23 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     for name, digest in manifest.files.items():
         path = directory / name
         if not path.is_file() or sha256_file(path) != digest:
-            raise ManifestError(
-                f"{path} is missing or altered since it was published; restore it, or move {directory} away "
-                f"and make it again with `hdtrain {manifest.stage}`"
-            )
+            raise _altered(path, directory, manifest)
+
+
+def check_present(directory: Path, manifest: Manifest) -> None:
+    """As `check_files`, for files that are missing: a look at each folder, and no file is read."""
+    folders = {path.parent for path in map(Path, manifest.files)}
+    there = {path for folder in folders if (directory / folder).is_dir() for path in (directory / folder).iterdir()}
+    for name in manifest.files:
+        if directory / name not in there:
+            raise _altered(directory / name, directory, manifest)
+
+
+def _altered(path: Path, directory: Path, manifest: Manifest) -> ManifestError:
+    return ManifestError(
+        f"{path} is missing or altered since it was published; restore it, or move {directory} away "
+        f"and make it again with `hdtrain {manifest.stage}`"
+    )
 
 
 def ancestors(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hdtrain.formats.atomic import write_json
+from hdtrain.formats.heartbeats import GONE, process_state
 from hdtrain.formats.run_dir import RunDir
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "timm", "webdataset", "numpy", "pillow", "simplejpeg")
@@ -83,6 +84,17 @@ def record_end(run: RunDir, status: str) -> None:
     if own:
         own[-1] |= {"ended": time.time(), "status": status}
         _write(run, record)
+
+
+def record_interrupted(run: RunDir) -> bool:
+    """Close an attempt of this host whose process a signal has ended: it is stopped. False: there is none."""
+    record, here = read_run_json(run), socket.gethostname()
+    last = record.get("attempts", [{}])[-1]
+    if last.get("host") != here or "ended" in last or process_state(int(last["pid"])) != GONE:
+        return False
+    last |= {"ended": time.time(), "status": "stopped"}
+    _write(run, record)
+    return True
 
 
 def _write(run: RunDir, record: dict[str, Any]) -> None:

@@ -88,7 +88,8 @@ def parse_sidecar(data: bytes, source: str) -> Sidecar:
 class ShardWriter:
     """Write one shard under a temporary name; leaving the `with` block publishes tar, then sidecar.
 
-    An exception inside the block leaves nothing behind. `writer` tells processes apart that may write the same shard.
+    An exception inside the block leaves nothing behind; `path` may be changed there. `writer` tells processes
+    apart that may write the same shard.
     """
 
     def __init__(self, path: Path, writer: str = ""):
@@ -98,7 +99,7 @@ class ShardWriter:
     @contextlib.contextmanager
     def _publish(self) -> Iterator[None]:
         with contextlib.closing(HashedFile()) as file:
-            with atomic_file(self.path, self._writer) as file.stream:
+            with atomic_file(self.path, self._writer, lambda: self.path) as file.stream:
                 self._tar = TarWriter(file)
                 yield
                 self._tar.close()

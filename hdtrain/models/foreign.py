@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -71,9 +71,7 @@ def autoencoder_from_folder(folder: Path) -> ForeignAutoencoder:
     Raises:
         WeightsError: there is none, it is damaged, its latents are not z0 = s·z, or its decoder is of another build.
     """
-    component = _component(folder, *AUTOENCODER_CLASSES)
-    config = _read_json(component / "config.json")
-    model = _class_of(component, config, AUTOENCODER_CLASSES)
+    component, config, model = _found(folder, AUTOENCODER_CLASSES)
     foreign = [name for name in ("shift_factor", "latents_mean", "latents_std") if config.get(name) is not None]
     if foreign:
         raise WeightsError(f"{component}: its latents have a {foreign[0]}; hdtrain scales latents by one factor only")
@@ -100,9 +98,7 @@ def denoiser_from_folder(folder: Path) -> ForeignDenoiser:
         WeightsError: there is none, it is damaged, conditional on what hdtrain does not know, or hdtrain has no such
             schedule.
     """
-    component = _component(folder, *_DENOISERS)
-    config = _read_json(component / "config.json")
-    model = _class_of(component, config, _DENOISERS)
+    component, config, model = _found(folder, _DENOISERS)
     for key in _CONDITIONS:
         if config.get(key):
             raise WeightsError(
@@ -180,6 +176,23 @@ def _components(folder: Path) -> dict[str, str]:
         for name, value in index.items()
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1]
     }
+
+
+def model_in(folder: Path, part: Literal["autoencoder", "denoiser"]) -> str:
+    """Class of the model of a folder that an import of `part` would read; no weights are.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    found = _found(folder, AUTOENCODER_CLASSES) if part == "autoencoder" else _found(folder, _DENOISERS)
+    return found[2].__name__
+
+
+def _found(folder: Path, known: Mapping[str, type[ModelT]]) -> tuple[Path, dict[str, Any], type[ModelT]]:
+    """Folder, config and class of the model of a known class."""
+    component = _component(folder, *known)
+    config = _read_json(component / "config.json")
+    return component, config, _class_of(component, config, known)
 
 
 def _component(folder: Path, *wanted: str) -> Path:

@@ -11,7 +11,7 @@ from hdtrain.reporting.status_job import JobStatus
 from hdtrain.reporting.status_painting import painting_facts
 from hdtrain.text import counted
 
-_STATES = {"stopped": "stopped after saving", "killed": "killed without a word"}
+_STATES = {"stopped": "stopped; the same command goes on", "killed": "killed without a word"}
 _MAX_MESSAGE, _MAX_NAMES = 300, 3
 
 

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hdtrain.config.synthesis import FromEmbeddingsConfig
-from hdtrain.data.embeddings_by_key import embeddings_by_key
+from hdtrain.data.embeddings_by_key import open_asked
 from hdtrain.data.pool import UNLABELLED
-from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.diffusion.slerp import slerp
 from hdtrain.errors import DataError
 from hdtrain.formats.manifest import Manifest
@@ -56,11 +55,7 @@ class EmbeddingConditions:
     latents: tuple[Path, Manifest] | None = None
 
     def __post_init__(self) -> None:
-        self._embeddings = embeddings_by_key(*self.embeddings)
-        self._latents = RecordsByKey([self.latents], "moments") if self.latents else None
-        self._embeddings.check([*self.config.keys, *(key for pair in self.config.between for key in pair)])
-        if self._latents is not None:
-            self._latents.check(self.config.keys or self._embeddings.keys())
+        self._embeddings, self._latents = open_asked(self.config, self.embeddings, self.latents)
 
     @cached_property
     def conditions(self) -> Sequence[Condition]:

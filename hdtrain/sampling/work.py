@@ -37,13 +37,18 @@ class Worker:
 
     def _make(self, number: int, _: None) -> None:
         unit = self.units[number]
-        path = self.shared.run.shards / unit.name
-        write_unit(self.source, unit, path, self.classes, self.common, self._saw, self.shared.writer)
+        run = self.shared.run
+        run.work.mkdir(exist_ok=True)
+        path, begun = run.shards / unit.name, run.work / unit.name
+        write_unit(self.source, unit, path, self.classes, self.common, self._saw, self.shared.writer, begun)
         if self.shared.world.is_main and time.monotonic() - self._sheet_time >= SHEET_EVERY_SEC:
             self._sheet_time = time.monotonic()
             self._sheet.write(self.classes)
 
     def _saw(self, indices: list[int], images: np.ndarray) -> None:
+        if not len(images):
+            self.shared.found(len(indices))
+            return
         if self.shared.world.is_main:
             for index, image in zip(indices, images, strict=True):
                 self._sheet.add(self.source.label(index) or 0, image)

@@ -1,20 +1,23 @@
 """One unit's images to one shard, losslessly; images are encoded and written while the next ones are made."""
 
+import contextlib
 import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hdtrain.formats.shards import ShardWriter
+from hdtrain.errors import ShardError
+from hdtrain.formats.shards import ShardReader, ShardWriter, is_complete, sidecar_path
 from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.plan import Unit
 
 Seen = Callable[[list[int], np.ndarray], None]
-"""Told of every batch: indices, uint8 NHWC images."""
+"""Told of every batch: indices, uint8 NHWC images (none of those that an earlier attempt has made)."""
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -32,6 +35,7 @@ def write_unit(
     common: dict[str, Any],
     seen: Seen,
     writer: str = "",
+    begun: Path | None = None,
 ) -> None:
     """Generate and publish one shard; a kill leaves nothing of it behind.
 
@@ -43,6 +47,8 @@ def write_unit(
         common: what every sample says of how it was made.
         seen: told of every batch once it is made; what it raises ends the unit, and nothing is published.
         writer: of `ShardWriter`.
+        begun: where the images go that are made when `seen` raises SystemExit, and come from the next time; None: they
+            are dropped.
     """
     seed = source.config.seed
 
@@ -55,12 +61,51 @@ def write_unit(
                 meta |= {"label": classes[label], "class_index": label}
             shard.add(meta["key"], "png", encode_png(image), meta, label)
 
-    with ShardWriter(path, writer) as shard, ThreadPoolExecutor(1) as thread:
-        written: Future[None] | None = None
+    with ShardWriter(path, writer) as shard:
+        there = _copy(begun, shard, source.config.batch_size) if begun else 0
+        if there:
+            seen(list(unit.indices[:there]), np.empty(0, np.uint8))
+        stop = _generate(source, replace(unit, indices=unit.indices[there:]), add, seen)
+        if stop and begun is None:
+            raise stop
+        if stop and begun:
+            shard.path = begun
+    if stop:
+        raise stop
+    if begun:
+        for file in (begun, sidecar_path(begun)):
+            file.unlink(missing_ok=True)
+
+
+def _generate(source: ImageGenerator, unit: Unit, add: Seen, seen: Seen) -> SystemExit | None:
+    """All images of a unit, added by a thread; or up to the batch at which `seen` raised what is returned."""
+    stop: SystemExit | None = None
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread:
         for indices, images in source.batches(unit):
-            seen(indices, images)
+            try:
+                seen(indices, images)
+            except SystemExit as error:
+                stop = error
             if written:
                 written.result()
             written = thread.submit(add, indices, images)
+            if stop:
+                break
         if written:
             written.result()
+    return stop
+
+
+def _copy(begun: Path, shard: ShardWriter, batch_size: int) -> int:
+    """How many samples there are of another shard; from the first batch that cannot be read they are made again."""
+    if not is_complete(begun):
+        return 0
+    reader = ShardReader(begun)
+    with contextlib.suppress(ShardError), contextlib.closing(reader):
+        sidecar = reader.sidecar
+        for first in range(0, len(sidecar.keys), batch_size):
+            batch = range(first, min(first + batch_size, len(sidecar.keys)))
+            for i, image, meta in [(i, reader.image(i), reader.meta(i)) for i in batch]:
+                shard.add(sidecar.keys[i], sidecar.exts[i], image, meta, sidecar.labels[i])
+    return shard.sidecar.samples

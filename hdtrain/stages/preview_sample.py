@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.synthesis import SampleConfig
+from hdtrain.data.embeddings_by_key import open_asked
 from hdtrain.formats.fingerprint import read_parents
 from hdtrain.sampling.fit import classes_of, doubts_of_choices, planned_counts, with_choices
 from hdtrain.sampling.plan import SamplePlan
@@ -28,6 +29,9 @@ def preview(config: SampleConfig) -> Iterator[str]:
     manifests = dict(read_parents(config, STAGE).values())
     classes = classes_of(config, manifests.__getitem__)
     only = parse_ranges(config.images) if config.images is not None else None
+    if config.embeddings is not None:
+        asked, begin = config.embeddings.run, config.embeddings.latents
+        open_asked(config.embeddings, (asked, manifests[asked]), (begin, manifests[begin]) if begin else None)
     plan = SamplePlan(planned_counts(config, manifests.__getitem__), config.samples_per_shard, only)
     of = f" of {len(classes)} classes" if classes else ""
     if config.embeddings:

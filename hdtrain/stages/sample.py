@@ -1,5 +1,7 @@
 """`hdtrain sample CONFIG --out RUN`: guided generation; the same images from any number of ranks and jobs."""
 
+import shutil
+
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.distributed.collectives import use_reproducible_kernels
 from hdtrain.distributed.shared_work import SharedRun
@@ -40,6 +42,7 @@ def run(config: SampleConfig, context: StageContext) -> None:
                 classes=classes,
                 info={"class_counts": counts, "seed": config.seed, **common},
             )
+            shutil.rmtree(context.run.work, ignore_errors=True)
             print(f"sampled {counted(plan.num_images, 'image')} in {counted(len(units), 'shard')}")
 
 

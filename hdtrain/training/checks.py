@@ -1,4 +1,4 @@
-"""What a training stage refuses by its parents' manifests alone: asked by the stage, and by `--dry-run` before it."""
+"""What a training stage refuses by its parents' manifests and indices, before it trains: for `--dry-run`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,13 @@ def check(config: Config, manifest_of: ManifestOf) -> None:
 
     Raises:
         ManifestError: parents do not go together.
+        DataError: there is nothing in them to train on.
     """
     if isinstance(config, TrainLdmConfig):
         diffusion_space.describe(config, manifest_of)
     if isinstance(config, TrainPriorConfig):
         prior_space.describe(config, manifest_of)
+        prior_space.check_crops(config, manifest_of)
     if isinstance(config, AdaptDecoderConfig):
         check_decoder(config, manifest_of)
 

@@ -138,10 +138,25 @@ def _see_who_lacks(table: VectorTable, keys: list[str], name: str, unit: str) ->
         print(f"warning: {counted(missing, unit)} of {len(keys):,} without {name}; it is hidden there")
 
 
-def _source(config: TrainPriorConfig, datasets: list[Dataset], classes: list[str] | None) -> GridSource:
+def check_crops(config: TrainPriorConfig, manifest_of: ManifestOf) -> None:
+    """See that there are samples to train on and, if it is asked for, to validate on; no embedding is read.
+
+    Raises:
+        DataError: no grid, or no crop.
+    """
+    if config.unit == "slides":
+        for paths in (config.grids, [config.validation] if config.validation else []):
+            if paths:
+                _source(config, [(path, manifest_of(path)) for path in paths], None, outlines=True)
+
+
+def _source(
+    config: TrainPriorConfig, datasets: list[Dataset], classes: list[str] | None, outlines: bool = False
+) -> GridSource:
     if config.unit == "images":
         return SingleImages(datasets, config.token)
-    return SlideCrops(read_slides(datasets, config.token, classes), config.size, config.step, config.min_present)
+    slides = read_slides(datasets, config.token, classes, outlines)
+    return SlideCrops(slides, config.size, config.step, config.min_present)
 
 
 @lru_cache(maxsize=4)

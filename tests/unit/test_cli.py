@@ -147,6 +147,17 @@ def test_another_config_moves_the_old_run_aside_and_deletes_nothing(shard, tmp_p
     assert not list(occupied.iterdir())
 
 
+def test_an_attempt_that_made_nothing_is_not_moved_aside_and_its_log_stays(shard, hdtrain, tmp_path):
+    shard()
+    for path in (tmp_path / "shards/shards").glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:1000])
+    for number in (1, 2):
+        hdtrain("inspect", "images=shards", f"seed={number}", "--out", "seen", code=2)
+    assert not list(tmp_path.glob("seen.previous-*"))
+    assert [path.name for path in sorted((tmp_path / "seen/logs").iterdir())] == ["001.log", "002.log"]
+    assert "seed: 2" in (tmp_path / "seen/config.yaml").read_text()
+
+
 def test_a_folder_that_is_no_run_directory_is_left_alone(shard, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "thesis.txt").write_text("precious")

@@ -5,6 +5,7 @@ import pytest
 from hdtrain.config.adaptation import TrainClassifierConfig
 from hdtrain.config.load import parse_overrides, read_yaml, set_dotted, validate
 from hdtrain.config.shards import ShardConfig
+from hdtrain.config.stages import STAGES
 from hdtrain.config.synthesis import EvaluateConfig
 from hdtrain.config.training import TrainLdmConfig, TrainVaeConfig
 from hdtrain.errors import ConfigError
@@ -81,6 +82,25 @@ def test_the_nearest_key_is_looked_for_in_the_variant_that_was_chosen():
     model = {"kind": "image", "images": ["a"], "redaer": {}}
     found = problems(TrainClassifierConfig, {"model": model, "duration": {"images": 1}})
     assert found == ["model.redaer: unknown key; did you mean 'model.reader'?"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "said"),
+    [
+        ("sample", {"embeddings": "RUN"}, "a block of keys, got 'RUN'; write embeddings.run=RUN"),
+        ("train-vae", {"images": "RUN"}, "a list, got 'RUN'; write images=[RUN]"),
+        ("train-ldm", {"duration": 5}, "a block of keys, got 5; write duration.images=5"),
+        ("shard", {"sources": "raw"}, "a list, got 'raw'; write sources=[{path: raw}]"),
+        ("shard", {"sources": ["raw"]}, "a block of keys, got 'raw'; write sources.0.path=raw"),
+        ("sample", {"embeddings": {"run": "RUN", "between": "a"}}, "a list, got 'a'"),
+        ("train-vae", {"engine": ["RUN"]}, "a block of keys, got a list; its keys are "),
+    ],
+)
+def test_a_value_where_a_block_or_a_list_is_wanted_is_told_how_to_write_it(stage, given, said):
+    with pytest.raises(ConfigError) as caught:
+        validate(STAGES[stage].config, given, "x")
+    (found,) = [problem for problem in caught.value.problems if ": expected a " in problem]
+    assert found.partition(": expected ")[2].startswith(said)
 
 
 def test_an_unknown_kind_and_a_short_list_are_told_in_our_words():

@@ -21,7 +21,7 @@ from hdtrain.errors import DataError
 IMPORTED_BY = os.getpid()
 
 class ProbeConfig(Config):
-    then: Literal["publish", "refuse", "crash", "wait", "die", "resume"] = "publish"
+    then: Literal["publish", "refuse", "crash", "wait", "sleep", "die", "resume"] = "publish"
 
 def run(config, context):
     rank, stop = context.world.rank, []
@@ -39,6 +39,8 @@ def run(config, context):
         os.kill(os.getpid(), signal.SIGKILL)
     while waits and not stop:
         time.sleep(0.01)
+    if config.then == "sleep":
+        time.sleep(60)
     if stop:
         time.sleep(0.2 * (1 + rank))
         (context.run.path / f"saved-{rank}").touch()
@@ -65,7 +67,8 @@ def probe(tmp_path):
     (folder / "probe.py").write_text(PROBE)
     (folder / "other_probe.py").write_text("from hdtrain.stages.probe import run\n")
     (folder / "sitecustomize.py").write_text(CUSTOMIZE.format(folder=str(folder)))
-    return {"PYTHONPATH": str(folder), "DS_ACCELERATOR": "cpu"}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture
@@ -159,6 +162,17 @@ def test_a_signal_is_passed_on_and_the_stage_saves_first(start, tmp_path, number
     assert "one (probe) was stopped after saving; the same command continues" in process.stderr.read()
     assert json.loads(read(tmp_path / "out/one/run.json"))["attempts"][0]["status"] == "stopped"
     assert not (tmp_path / "out/two").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_that_looks_for_no_signal_counts_as_stopped_by_it(start, cli, tmp_path, number, code):
+    process = start("probe", "then=sleep", "--out", "run")
+    wait_for(lambda: read(tmp_path / "run/pid-0"))
+    process.send_signal(number)
+    assert process.wait(30) == code
+    told = cli("status", "run").stdout
+    assert "run (probe): stopped; the same command goes on" in told
+    assert f"probe: stopped by {number.name}; what is finished stays" in told
 
 
 def test_the_second_ctrl_c_kills(start, tmp_path):

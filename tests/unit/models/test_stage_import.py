@@ -14,7 +14,7 @@ from tiny_chain import run_here
 
 from hdtrain.config.exchange import ImportConfig
 from hdtrain.config.load import validate
-from hdtrain.errors import ConfigError
+from hdtrain.errors import ConfigError, WeightsError
 from hdtrain.formats.fingerprint import fingerprint
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
@@ -22,6 +22,7 @@ from hdtrain.models.autoencoder import load_autoencoder
 from hdtrain.models.denoiser import as_function, build_denoiser, load_denoiser
 from hdtrain.models.start import start_from
 from hdtrain.recipe import load_recipe
+from hdtrain.stages.preview_import import preview
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE = 0.625
@@ -288,6 +289,11 @@ def test_a_schedule_that_we_have_not_is_refused(chain, pipeline, tmp_path, capsy
     shutil.copytree(pipeline, tmp_path / "damaged")
     change_json(tmp_path / "damaged/scheduler/scheduler_config.json", **damage)
     assert message in refusal(tmp_path, capsys, "denoiser", tmp_path / "damaged", vae=chain["vae"])
+
+
+def test_a_dry_run_refuses_an_empty_folder(tmp_path):
+    with pytest.raises(WeightsError, match="is no folder of diffusers'"):
+        list(preview(ImportConfig(path=tmp_path, part="autoencoder")))
 
 
 def test_a_place_that_holds_no_model_is_refused_with_what_was_expected(chain, pipeline, tmp_path, capsys):

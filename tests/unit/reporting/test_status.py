@@ -113,7 +113,7 @@ def test_a_stopped_run_says_where_it_goes_on(stopped):
     assert (status.progress.step, status.progress.steps) == (1, 4)
     assert status.seconds_left is None
     page = status_page(status)
-    assert "(train-ldm): stopped after saving" in page
+    assert "(train-ldm): stopped; the same command goes on" in page
     assert re.search(r"checkpoint +step-00000001", page)
 
 

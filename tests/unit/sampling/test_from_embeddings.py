@@ -25,6 +25,7 @@ from hdtrain.models.autoencoder import load_autoencoder, to_uint8
 from hdtrain.models.denoiser import as_function, build_denoiser, load_denoiser
 from hdtrain.models.start import start_from
 from hdtrain.sampling.fit import check, doubts_of_choices
+from hdtrain.stages.preview_sample import preview
 
 SOLVER = {"kind": "ddim", "steps": 4}
 
@@ -262,8 +263,10 @@ def test_embeddings_of_images_of_another_size_are_a_warning(chain, denoiser, emb
 def test_a_key_that_is_not_there_ends_the_run_with_its_name(chain, denoiser, embeddings, tmp_path, capsys):
     config = sample_config(chain, denoiser, embeddings, embeddings={"keys": ["nobody"]})
     assert run_here("sample", tmp_path / "run", config) == 2
-    assert "(nobody)" in capsys.readouterr().err
+    assert "has no embedding of 'nobody'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "manifest.json").exists()
+    with pytest.raises(DataError, match="has no embedding of 'nobody'"):
+        list(preview(validate(SampleConfig, config, "test")))
 
 
 def test_tensorboard_shows_what_is_made_beside_what_it_is_made_from(denoiser):

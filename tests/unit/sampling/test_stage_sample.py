@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from PIL import Image
 from tiny_chain import run_here
 
 from hdtrain.config.synthesis import SampleConfig
+from hdtrain.distributed.stop import STOP
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
+from hdtrain.sampling.generate import ImageGenerator
 from hdtrain.sampling.models import load_guide
 
 
@@ -177,3 +181,24 @@ def test_a_longer_run_in_the_same_place_makes_the_new_images_alone(hdtrain, chai
     assert len(after) == len(before) + 1
     fresh = images(chain.make("candidates", tmp_path / "fresh", per_class=7))
     assert images(tmp_path / "run") == fresh
+
+
+@pytest.mark.parametrize(("samples_per_shard", "there"), [(12, []), (6, ["synthetic-000000.tar"])])
+def test_a_signal_loses_no_batch_that_was_made(chain, tmp_path, monkeypatch, samples_per_shard, there):
+    made, generate = [], ImageGenerator._generate
+
+    def signalled(self: ImageGenerator, indices: list[int]) -> np.ndarray:
+        made.append(indices)
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return generate(self, indices)
+
+    monkeypatch.setattr(ImageGenerator, "_generate", signalled)
+    run, config = tmp_path / "run", chain.config("candidates", samples_per_shard=samples_per_shard)
+    assert run_here("sample", run, config) == 3
+    STOP.number = 0
+    assert sorted(path.name for path in (run / "shards").glob("*.tar")) == there
+    assert run_here("sample", run, config) == 0
+    assert len(made) == 6
+    assert images(run) == images(chain["candidates"])
+    assert not (run / "work").exists()

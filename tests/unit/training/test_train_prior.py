@@ -1,6 +1,8 @@
 """`train-prior`: its data, its loss, going on, and what it refuses."""
 
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from hdtrain.config.prior import TrainPriorConfig
 from hdtrain.data.grid_sources import SlideCrops
 from hdtrain.data.standard import Standard, measure
 from hdtrain.data.training_grids import GridBatch
-from hdtrain.errors import ConfigError
+from hdtrain.errors import ConfigError, DataError
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.models.prior import build_prior
+from hdtrain.stages import estimate
 from hdtrain.training.prior import clean, condition_of, masked_errors
 from hdtrain.training.prior_space import open_space
 
@@ -33,6 +36,25 @@ def runs(tmp_path_factory):
 def opened(run, **changes):
     config = validate(TrainPriorConfig, prior_config(run, 8, **changes), "test")
     return open_space(config, read_manifest)
+
+
+def test_a_dry_run_refuses_what_the_run_would(runs, hdtrain, tmp_path, monkeypatch, capsys):
+    for run in runs[:2]:
+        config = validate(TrainPriorConfig, prior_config(run, 8, rows=9, columns=9, min_present=1), "test")
+        monkeypatch.setattr("sys.stdin", io.StringIO(config.model_dump_json()))
+        assert estimate.main(["train-prior", str(tmp_path / "run"), "--rate=1"]) == 2
+        refused = capsys.readouterr().err
+        assert "no crop of 9 × 9 cells" in refused
+        with pytest.raises(DataError) as caught:
+            open_space(config, read_manifest)
+        assert refused == f"error: {caught.value}\n"
+
+    shutil.copytree(runs[0], tmp_path / "grids")
+    (tmp_path / "grids/grids/slide003.npz").unlink()
+    words = ["train-prior", "grids=[grids]", "duration.images=8", "--out", "prior"]
+    for more in ([], ["--dry-run"]):
+        assert "grids/grids/slide003.npz is missing or altered" in hdtrain(*words, *more, code=2).err
+    assert not (tmp_path / "prior").exists()
 
 
 def test_slides_in_shards_and_in_files_give_the_same_batches(runs):
