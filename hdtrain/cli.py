@@ -28,8 +28,9 @@ from hdtrain.config.stages import STAGES
 from hdtrain.distributed.world import Machine
 from hdtrain.errors import HdtrainError, explain_disk
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.prepare import await_prepared, inspect, resolve, run_node
+from hdtrain.prepare import await_prepared, resolve, run_node
 from hdtrain.recipe import Node, Outcome, Recipe, load_recipe, plan, run_recipe
+from hdtrain.run_state import inspect
 from hdtrain.stages.__main__ import MISTAKE, STOPPED
 from hdtrain.text import table
 from launchers.local import LocalLauncher

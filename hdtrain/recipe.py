@@ -32,7 +32,8 @@ from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.prepare import Launcher, Outcome, State, inspect, resolve, run_node
+from hdtrain.prepare import Launcher, Outcome, resolve, run_node
+from hdtrain.run_state import State, inspect
 
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

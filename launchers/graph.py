@@ -13,7 +13,7 @@ from hdtrain.config.engine import BatchConfig
 from hdtrain.config.stages import STAGES
 from hdtrain.errors import ConfigError, HdtrainError
 from hdtrain.formats.submission import Job
-from hdtrain.prepare import inspect
+from hdtrain.run_state import inspect
 from hdtrain.text import counted
 
 

@@ -11,7 +11,7 @@ from states import relative_difference
 from hdtrain.config.load import validate
 from hdtrain.config.stages import STAGES
 from hdtrain.formats.checkpoint import complete
-from hdtrain.prepare import inspect
+from hdtrain.run_state import inspect
 
 BATCH, BEFORE, AFTER = 12, 5, 20
 FIRST = f"step-{BEFORE:08d}"
