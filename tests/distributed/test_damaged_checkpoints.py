@@ -41,7 +41,8 @@ def published(run) -> bytes:
 
 def test_a_checkpoint_that_cannot_be_written_stops_with_one_line(chain, ranks, whole, after_three_steps):
     run, config = after_three_steps, chain.config("ldm", **CHANGES)
-    ranks.run("train-ldm", run, config, 2, code=2, largest_file=3_000_000)
+    ranks.run("train-ldm", run, config, 2, code=None, largest_file=3_000_000)
+    assert 0 not in ranks.codes
     folder = run / "checkpoints"
     assert f"error: File too large: {folder / '.step-00000006.tmp'}" in ranks.said()
     assert "free some room, then run the same command" in ranks.said()
@@ -62,7 +63,8 @@ def test_altered_bytes_in_a_checkpoint_are_found_and_the_one_before_serves(chain
         byte = stream.read(1)
         stream.seek(1_000_000)
         stream.write(bytes([byte[0] ^ 1]))
-    ranks.run("train-ldm", run, config, 2, code=2)
+    ranks.run("train-ldm", run, config, 2, code=None)
+    assert 0 not in ranks.codes, "the rank that ends first takes the other's connection, or the server kills it"
     assert f"{damaged}: missing or altered since it was written; remove {damaged.parent}" in ranks.said()
     shutil.rmtree(damaged.parent)
     ranks.run("train-ldm", run, config, 2)
