@@ -1,6 +1,6 @@
 """Grids of embeddings from a prior: DDIM with classifier-free guidance, grid i a function of (seed, i) alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class GridSampler:
         steps: of DDIM.
         seed: of the noise.
         batch_size: grids at once; a last batch is filled up.
+        saw: told after every look at a batch: once a step.
     """
 
     prior: PublishedPrior
@@ -51,6 +52,7 @@ class GridSampler:
     steps: int
     seed: int
     batch_size: int = BATCH_SIZE
+    saw: Callable[[], None] = lambda: None
 
     @torch.no_grad()
     def __call__(self, numbers: Sequence[int], wishes: Sequence[Wish]) -> list[EmbeddingGrid]:
@@ -65,7 +67,12 @@ class GridSampler:
         denoise = classifier_free(self.prior.network, told, hidden, self.guidance if guided else None)
         schedule = NoiseSchedule(NoiseScheduleConfig(**info["schedule"]))
         solver = SolverConfig(kind="ddim", steps=self.steps)
-        z0 = sample_latents(denoise, schedule, solver, noise, prediction="sample")
+
+        def told_of(z: Tensor, t: Tensor) -> Tensor:
+            self.saw()
+            return denoise(z, t)
+
+        z0 = sample_latents(told_of, schedule, solver, noise, prediction="sample")
         raw = self.prior.embeddings.undo(z0[:count].float().cpu().numpy()).astype(np.float32)
         return [self._grid(*one) for one in zip(numbers, wishes, raw, strict=True)]
 
@@ -135,6 +142,7 @@ def sample_grids(
     guidance: float = 2.0,
     seed: int = 0,
     steps: int = 200,
+    saw: Callable[[], None] = lambda: None,
 ) -> list[EmbeddingGrid]:
     """`count` grids for everything that the conditions ask for (each key of their files), numbered in that order.
 
@@ -145,6 +153,7 @@ def sample_grids(
         guidance: w; 1 is the conditions alone.
         seed: of the noise.
         steps: of DDIM.
+        saw: told once a step of every batch.
 
     Raises:
         ManifestError: the prior is not published, or cannot be asked for this.
@@ -155,15 +164,25 @@ def sample_grids(
     check_asked(conditions, prior, manifest, guidance, steps)
     wishes = [wish for wish in wishes_with_text(conditions, prior, manifest) for _ in range(count)]
     published = load_prior(prior, device())
-    sampler = GridSampler(published, manifest, size_asked(conditions, manifest), guidance, steps, seed)
+    size, at_once = size_asked(conditions, manifest), min(BATCH_SIZE, len(wishes))
+    sampler = GridSampler(published, manifest, size, guidance, steps, seed, at_once, saw)
     grids = []
-    for first in range(0, len(wishes), BATCH_SIZE):
-        part = wishes[first : first + BATCH_SIZE]
+    for first in range(0, len(wishes), at_once):
+        part = wishes[first : first + at_once]
         grids += sampler(range(first, first + len(part)), part)
     return grids
 
 
-def one_grid(prior: Path, conditions: PriorConditions, guidance: float, seed: int, steps: int) -> EmbeddingGrid:
-    """The grid that `paint` asks for: number 0 of the seed. Errors as of `prior_fit.expected_grid`."""
+def one_grid(
+    prior: Path,
+    conditions: PriorConditions,
+    guidance: float,
+    seed: int,
+    steps: int,
+    saw: Callable[[], None] = lambda: None,
+) -> EmbeddingGrid:
+    """The grid that `paint` asks for: number 0 of the seed. `saw` as of `sample_grids`; errors as of
+    `prior_fit.expected_grid`.
+    """
     expected_grid(conditions, prior, read_manifest(prior, ("prior",)), guidance, steps)
-    return sample_grids(prior, conditions, 1, guidance, seed, steps)[0]
+    return sample_grids(prior, conditions, 1, guidance, seed, steps, saw)[0]

@@ -86,11 +86,11 @@ def expected_grid(
         named = first_few([str(wish.key) for wish in wishes])
         raise ConfigError("prior", [f"key: the files have {len(wishes)} keys; name one of them: {named}"])
     size, embedding = size_asked(conditions, manifest), manifest.info["embedding"]
-    unknown = np.full(size, UNKNOWN_PX, np.int64)
+    unknown = np.broadcast_to(np.int64(UNKNOWN_PX), size)
     return EmbeddingGrid(
         wishes[0].name(0, manifest.classes),
-        np.zeros((*size, embedding["dim"]), np.float32),
-        np.ones(size, np.bool_),
+        np.broadcast_to(np.float32(0), (*size, embedding["dim"])),  # no memory: the size may be absurd
+        np.broadcast_to(np.True_, size),
         unknown,
         unknown,
         label=conditions.label,

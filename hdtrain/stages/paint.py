@@ -14,7 +14,8 @@ from hdtrain.evaluation.real_pixels import open_real
 from hdtrain.evaluation.seams import PixelRows, SeamReport, measure_seams
 from hdtrain.formats.embedding_grid import EmbeddingGrid, write_grid
 from hdtrain.formats.tokens import Tokens
-from hdtrain.sampling.painting.fit import check_disk, check_grid, check_models, plan_for
+from hdtrain.progress import Progress
+from hdtrain.sampling.painting.fit import check_disk, check_grid, check_models, from_prior, plan_for
 from hdtrain.sampling.painting.grids import open_grid
 from hdtrain.sampling.painting.models import load_models
 from hdtrain.sampling.painting.plan import PaintPlan
@@ -29,12 +30,10 @@ _SAID = ("steps", "guidance", "noise", "weights", "blend", "precision", "seed")
 
 def run(config: PaintConfig, context: StageContext) -> None:
     """Run the stage."""
-    STOP.install()
     use_reproducible_kernels()
     check_models(config, context.manifest_of)
-    sampled = None
-    if config.prior is not None:  # every rank draws it, alike
-        sampled = one_grid(config.prior, config, config.prior_guidance, config.seed, config.prior_steps)
+    sampled = _drawn(config, context) if config.prior is not None else None
+    STOP.install()  # not before: until here there is nothing to save
     wanted = Tokens.of(context.manifest_of(config.denoiser).info["embedding"])
     grid = open_grid(config, wanted, sampled)
     check_grid(grid, config, context.manifest_of)
@@ -79,6 +78,19 @@ def run(config: PaintConfig, context: StageContext) -> None:
     print(f"painted {width:,} × {height:,} pixels from {grid.rows} × {grid.columns} cells, {windows} a step")
     for name, report in seams.items():
         print(f"{name}: {report}")
+
+
+def _drawn(config: PaintConfig, context: StageContext) -> EmbeddingGrid:
+    """The prior's grid; every rank draws it, alike. Room on the disk first: its size is known."""
+    expected = from_prior(config, context.manifest_of)
+    assert config.prior is not None
+    assert expected is not None
+    if context.world.is_main:
+        check_disk(plan_for(config, expected, context.manifest_of), config, context.run.path)
+    with Progress("prior", config.prior_steps, "steps", enabled=context.world.is_main) as progress:
+        return one_grid(
+            config.prior, config, config.prior_guidance, config.seed, config.prior_steps, lambda: progress.update(1)
+        )
 
 
 def _described(grid: EmbeddingGrid) -> dict[str, Any]:

@@ -166,9 +166,9 @@ def _check_inside(grid: EmbeddingGrid, rows: int, columns: int, key: str) -> Non
 
 
 def _without_holes(grid: EmbeddingGrid, holes: str) -> EmbeddingGrid:
-    missing = np.argwhere(~grid.present)
-    if not len(missing):
+    if grid.present.all():
         return grid
+    missing = np.argwhere(~grid.present)
     if holes == "stop":
         raise DataError(
             f"grid '{grid.name}' lacks {len(missing)} of its {grid.present.size} cells: {named_cells(missing)}; "

@@ -200,13 +200,24 @@ def test_paint_asks_a_prior_for_its_grid(toy, painter, tmp_path):
     assert run_here("paint", tmp_path / "run", config) == 0
     painted = read_grid(tmp_path / "run" / "grid.npz")
     asked = PriorConditions(label="stripes", rows=2, columns=4)
-    assert np.array_equal(painted.embeddings, sample_grids(toy, asked, seed=3, steps=STEPS)[0].embeddings)
+    steps = []
+    drawn = sample_grids(toy, asked, seed=3, steps=STEPS, saw=lambda: steps.append(1))
+    assert np.array_equal(painted.embeddings, drawn[0].embeddings)
+    assert len(steps) == STEPS
     manifest = read_manifest(tmp_path / "run")
     assert (manifest.info["grid"]["rows"], manifest.info["grid"]["columns"], manifest.info["label"]) == (
         2,
         4,
         "stripes",
     )
+
+
+def test_a_painting_too_large_for_the_disk_is_refused_before_its_grid_is_drawn(painter, hdtrain, tmp_path):
+    words = [f"{key}={value}" for key, value in painter.items()]
+    hdtrain("paint", *words, "rows=8000", "columns=8000", "--out", "run", code=2)
+    said = (tmp_path / "run/logs/001.log").read_text()
+    assert "needs up to" in said
+    assert "prior:" not in said
 
 
 def test_paint_asks_no_prior_for_several_tokens(painter, hdtrain, tmp_path):
