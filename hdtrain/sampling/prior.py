@@ -142,6 +142,7 @@ def sample_grids(
     guidance: float = 2.0,
     seed: int = 0,
     steps: int = 200,
+    batch_size: int = BATCH_SIZE,
     saw: Callable[[], None] = lambda: None,
 ) -> list[EmbeddingGrid]:
     """`count` grids for everything that the conditions ask for (each key of their files), numbered in that order.
@@ -153,6 +154,7 @@ def sample_grids(
         guidance: w; 1 is the conditions alone.
         seed: of the noise.
         steps: of DDIM.
+        batch_size: grids at once; part of the result's last bits.
         saw: told once a step of every batch.
 
     Raises:
@@ -164,11 +166,11 @@ def sample_grids(
     check_asked(conditions, prior, manifest, guidance, steps)
     wishes = [wish for wish in wishes_with_text(conditions, prior, manifest) for _ in range(count)]
     published = load_prior(prior, device())
-    size, at_once = size_asked(conditions, manifest), min(BATCH_SIZE, len(wishes))
-    sampler = GridSampler(published, manifest, size, guidance, steps, seed, at_once, saw)
+    size = size_asked(conditions, manifest)
+    sampler = GridSampler(published, manifest, size, guidance, steps, seed, batch_size, saw)
     grids = []
-    for first in range(0, len(wishes), at_once):
-        part = wishes[first : first + at_once]
+    for first in range(0, len(wishes), batch_size):
+        part = wishes[first : first + batch_size]
         grids += sampler(range(first, first + len(part)), part)
     return grids
 
@@ -185,4 +187,4 @@ def one_grid(
     `prior_fit.expected_grid`.
     """
     expected_grid(conditions, prior, read_manifest(prior, ("prior",)), guidance, steps)
-    return sample_grids(prior, conditions, 1, guidance, seed, steps, saw)[0]
+    return sample_grids(prior, conditions, 1, guidance, seed, steps, 1, saw)[0]

@@ -201,7 +201,7 @@ def test_paint_asks_a_prior_for_its_grid(toy, painter, tmp_path):
     painted = read_grid(tmp_path / "run" / "grid.npz")
     asked = PriorConditions(label="stripes", rows=2, columns=4)
     steps = []
-    drawn = sample_grids(toy, asked, seed=3, steps=STEPS, saw=lambda: steps.append(1))
+    drawn = sample_grids(toy, asked, seed=3, steps=STEPS, batch_size=1, saw=lambda: steps.append(1))
     assert np.array_equal(painted.embeddings, drawn[0].embeddings)
     assert len(steps) == STEPS
     manifest = read_manifest(tmp_path / "run")
