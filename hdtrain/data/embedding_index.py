@@ -1,7 +1,7 @@
 """`index.parquet` of embeddings: a row a record, with the cell of its slide's grid."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,11 @@ class SlideGrid:
 
 
 def write_index(
-    path: Path, parts: Sequence[Path], places: TilePlaces, classes: Sequence[str] | None
+    path: Path,
+    parts: Sequence[Path],
+    places: TilePlaces,
+    classes: Sequence[str] | None,
+    mpp: Mapping[str, float | None],
 ) -> tuple[list[SlideGrid], dict[str, str]]:
     """Write the index; return the grids in the order of their names, and why other slides have none.
 
@@ -55,6 +59,7 @@ def write_index(
         parts: record shards, one for each shard of images, in order.
         places: of the tiles.
         classes: names of the labels.
+        mpp: of a slide's images as they were embedded; of images of no slide it is the input's.
     """
     sidecars = [Sidecar.read(sidecar_path(part)) for part in parts]
     found = [places.find(number, sidecar.keys) for number, sidecar in enumerate(sidecars)]
@@ -71,7 +76,7 @@ def write_index(
             "from the same corner, or data sets of several resolutions"
         )
     kept = (row != NONE) & ~np.isin(codes, np.unique(codes[twice]))
-    _write(path, parts, sidecars, rows, np.where(kept, row, NONE), np.where(kept, column, NONE), places, classes)
+    _write(path, parts, sidecars, rows, np.where(kept, row, NONE), np.where(kept, column, NONE), places, classes, mpp)
     counts = Counter(codes[kept].tolist())
     grids = [
         SlideGrid(name, places.lattices[name].rows, places.lattices[name].columns, counts[code])
@@ -103,14 +108,17 @@ def _write(
     column: Int64[np.ndarray, " n"],
     places: TilePlaces,
     classes: Sequence[str] | None,
+    mpp: Mapping[str, float | None],
 ) -> None:
     labels = [label for sidecar in sidecars for label in sidecar.labels]
     taken = places.table.take(pa.array(rows, mask=rows == NONE))
+    slides, inputs_mpp = taken["slide"].to_pylist(), taken["mpp"].to_pylist()
     columns = {
         "key": [key for sidecar in sidecars for key in sidecar.keys],
         "shard": [part.name for part, sidecar in zip(parts, sidecars, strict=True) for _ in sidecar.keys],
         "record": [number for sidecar in sidecars for number in range(sidecar.samples)],
-        **{name: taken[name] for name in ("slide", "x", "y", "mpp")},
+        **{name: taken[name] for name in ("slide", "x", "y")},
+        "mpp": [mpp.get(slide, own) for slide, own in zip(slides, inputs_mpp, strict=True)],
         "row": pa.array(row, mask=row == NONE),
         "column": pa.array(column, mask=column == NONE),
         "label": [classes[label] if classes and label is not None else None for label in labels],

@@ -17,6 +17,7 @@ from hdtrain.data.embedding_index import write_index
 from hdtrain.data.exactly_once import ShardByShard
 from hdtrain.data.images import shared_classes
 from hdtrain.data.pool import OpenShard
+from hdtrain.data.slide_mpp import slide_mpp
 from hdtrain.data.tile_context import TileContext
 from hdtrain.data.tile_places import TilePlaces
 from hdtrain.data.whole_images import iterate_whole
@@ -114,7 +115,8 @@ def _publish(
     if failed.total() > broken.limit:
         raise broken.too_many(failed.total(), "the logs of the attempts name them")
     classes = shared_classes(datasets)
-    grids, off_lattice = write_index(context.run.index, parts, embedder.places, classes)
+    mpp = slide_mpp(embedder.places, shards, config.resolution)
+    grids, off_lattice = write_index(context.run.index, parts, embedder.places, classes, mpp)
     entries = [shard_entry(part, context.run.path) for part in parts]
     spec = FieldSpec(dtype="float16", shape=list(embedder.shape), layout="token, feature; not normalised")
     context.publish(

@@ -155,6 +155,14 @@ def test_images_are_brought_to_a_resolution_first_and_the_manifest_says_their_si
     assert f"these has embeddings of images of {TILE_PX}×{TILE_PX} px, and those" in doubt
     assert f"resolution={TILE_PX // 2}" in doubt
     assert not other_sizes("these", whole, "those", whole)
+    assert [GridRun(path).read("a").mpp for path in (run, tmp_path / "small")] == [0.5, 1.0]
+
+
+def test_the_resolution_is_that_of_the_images_that_are_stored(slides, encoder, tmp_path):
+    source = {"path": str(slides["root"]), "layout": "slide", "tile_px": TILE_PX, "mpp": 0.5}
+    assert run_here("shard", tmp_path / "tiles", {"sources": [source], "resize_px": 8, "duplicates": "keep"}) == 0
+    assert run_here("embed", tmp_path / "run", {"images": [str(tmp_path / "tiles")], "encoder": encoder}) == 0
+    assert GridRun(tmp_path / "run").read("a").mpp == 0.5 * TILE_PX / 8
 
 
 def test_the_index_tells_record_and_cell_of_every_image(run):
