@@ -41,7 +41,7 @@ def run(config: SampleGridsConfig, context: StageContext) -> None:
     rows, columns = size
     context.publish(files=files, classes=manifest.classes, info=_info(config, manifest, size))
     if context.world.is_main:
-        print(f"sampled {counted(len(files), 'grid')} of {rows} × {columns} cells")
+        print(f"sampled {counted(len(files), 'grid')} of {rows} × {columns} cells, from {files[0].stem} on")
 
 
 def wishes_in_order(config: SampleGridsConfig, manifest: Manifest) -> list[Wish]:
