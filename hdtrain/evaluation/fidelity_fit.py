@@ -6,16 +6,26 @@ from pathlib import Path
 
 from hdtrain.config.fidelity import EvaluateFidelityConfig
 from hdtrain.errors import ManifestError
+from hdtrain.formats.embedding_grid import GridRun
 from hdtrain.formats.embedding_space import check_same_encoder
 from hdtrain.formats.manifest import Manifest
+from hdtrain.text import first_few
 
 
 def check(config: EvaluateFidelityConfig, manifest_of: Callable[[Path], Manifest]) -> None:
-    """Refuse embeddings of other images than those that are looked at, or of another encoder than what was asked for.
+    """Refuse embeddings of other images than those that are looked at, or of another encoder than what was asked for;
+    of more than the one painting.
 
     Raises:
         ManifestError: says which.
     """
+    if config.painting is not None:
+        names = GridRun(config.made, manifest_of(config.made)).names
+        if len(names) > 1:
+            raise ManifestError(
+                f"made {config.made} has {len(names)} grids ({first_few(names)}), and the painting {config.painting} "
+                "is one; cut the painting into its cells with `hdtrain shard`, embed these, and give that run as made"
+            )
     if config.images is None or config.asked is None:
         return
     made, asked = manifest_of(config.made), manifest_of(config.asked)
