@@ -116,6 +116,7 @@ STAGES: dict[str, StageSpec] = {
             "are images what their embeddings asked for?",
             needs_torch=False,
             one_process=True,
+            check="hdtrain.evaluation.fidelity_fit",
         ),
         StageSpec(
             "evaluate-slides",

@@ -113,7 +113,8 @@ class FromEmbeddingsConfig(Config):
     def _something_to_begin_from(self) -> "FromEmbeddingsConfig":
         if self.strength < 1 and self.latents is None:
             raise ValueError(
-                f"strength={self.strength:g} begins from the images' latents; give latents=RUN (`hdtrain encode`)"
+                f"strength={self.strength:g} begins from the images' latents; give latents=RUN (`hdtrain encode`), or "
+                "leave strength out, as with sampled grids, which are of no image"
             )
         if self.strength == 1 and self.latents is not None:
             raise ValueError("latents are what strength below 1 begins from; give strength, or leave latents out")

@@ -4,6 +4,7 @@ Samples are in groups (a slide's crops, a shard's images) as an order wants them
 are a slide's cells as 16 bytes each.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,10 +204,12 @@ class SlideCrops:
         self._crops = [crops for _, crops in found if len(crops)]
         self.sizes = np.array([len(crops) for crops in self._crops], np.int64)
         if not self.slides:
-            best = max((float(slide.present.mean()) for slide in slides), default=0)
+            best = max(float(slide.present.mean()) for slide in slides)
+            rows, columns = max((slide.present.shape for slide in slides), key=math.prod)
             raise DataError(
                 f"no crop of {size[0]} × {size[1]} cells has {min_present:.0%} of its cells, in {len(slides)} slides "
-                f"(the fullest has {best:.0%} of its own); give smaller rows and columns, or a smaller min_present"
+                f"(the largest is of {rows} × {columns}, the fullest has {best:.0%} of its own); give "
+                "smaller rows and columns, or a smaller min_present"
             )
 
     def sample(self, group: int, number: int) -> GridSample:

@@ -21,6 +21,12 @@ class Bag:
     instances: Float32[np.ndarray, "n d"]
     """Embeddings of its parts, as their encoder gave them."""
     encoder_hash: str | None
+    run: Path
+
+    def same_encoder(self, other: "Bag") -> bool:
+        """Whether one encoder may have made both; where it is unknown, as many features will do."""
+        hashes = {self.encoder_hash, other.encoder_hash} - {None}
+        return self.instances.shape[1] == other.instances.shape[1] and len(hashes) < 2
 
 
 def read_bags(runs: Sequence[Path], labels: Mapping[str, str] | None) -> list[Bag]:
@@ -38,8 +44,7 @@ def read_bags(runs: Sequence[Path], labels: Mapping[str, str] | None) -> list[Ba
         raise DataError(f"{', '.join(map(str, runs))}: no slides; embed tiles that were cut from slides, or name grids")
     first = bags[0]
     for bag in bags[1:]:
-        hashes = {first.encoder_hash, bag.encoder_hash} - {None}
-        if bag.instances.shape[1] != first.instances.shape[1] or len(hashes) > 1:
+        if not bag.same_encoder(first):
             raise DataError(
                 f"'{bag.name}' has embeddings of {bag.instances.shape[1]} features of encoder "
                 f"{(bag.encoder_hash or 'unknown')[:12]}, '{first.name}' {first.instances.shape[1]} of "
@@ -54,7 +59,7 @@ def _bag(run: GridRun, name: str, labels: Mapping[str, str] | None) -> Bag:
     if label is None:
         where = "it carries none, or its tiles have several" if labels is None else "the table of labels has none"
         raise DataError(f"{run.path}: no label of '{name}': {where}; give labels=FILE.csv with a line '{name},CLASS'")
-    return Bag(name, label, grid.embeddings[grid.present], grid.encoder_hash)
+    return Bag(name, label, grid.embeddings[grid.present], grid.encoder_hash, run.path)
 
 
 def read_labels(path: Path) -> dict[str, str]:

@@ -47,7 +47,10 @@ def check(config: SampleGridsConfig, manifest_of: ManifestOf) -> None:
     """
     manifest = manifest_of(config.prior)
     if config.every_class and not manifest.classes:
-        raise ManifestError(f"{config.prior} was trained without classes, and every_class asks for all of them")
+        raise ManifestError(
+            f"{config.prior} was trained without classes, and every_class asks for all of them; "
+            + _without("every_class")
+        )
     check_asked(config, config.prior, manifest, config.guidance, config.steps)
 
 
@@ -98,10 +101,18 @@ def expected_grid(
     )
 
 
+def _without(key: str) -> str:
+    """What to do about a condition that a prior was not trained with."""
+    trained = {"text": "text", "text_vectors": "text", "numeric": "numeric"}.get(key, "class_conditional=true")
+    return f"leave {key} out, or train a prior with {trained}"
+
+
 def _check_tower(conditions: PriorConditions, prior: Path, manifest: Manifest) -> None:
     known = manifest.info.get("text")
     if known is None:
-        raise ManifestError(f"{prior} was trained without texts, and text asks for '{conditions.text}'")
+        raise ManifestError(
+            f"{prior} was trained without texts, and text asks for '{conditions.text}'; {_without('text')}"
+        )
     if known["tower"] is None:
         raise ManifestError(
             f"{prior} was trained on vectors of text, and nobody told it which tower made them; give "
@@ -143,7 +154,7 @@ def _label(label: str | None, prior: Path, manifest: Manifest) -> int | None:
         return None
     classes = manifest.classes
     if not classes:
-        raise ManifestError(f"{prior} was trained without classes, and label asks for '{label}'")
+        raise ManifestError(f"{prior} was trained without classes, and label asks for '{label}'; {_without('label')}")
     if label not in classes:
         raise ManifestError(f"{prior} knows no class '{label}'; it knows {', '.join(classes)}")
     return classes.index(label)
@@ -154,7 +165,8 @@ def _table(name: str, path: Path | None, prior: Path, manifest: Manifest) -> Vec
         return None
     known = manifest.info.get(name)
     if known is None:
-        raise ManifestError(f"{prior} was trained without {name}, and {path} tells some")
+        key = "text_vectors" if name == "text" else name
+        raise ManifestError(f"{prior} was trained without {name}, and {path} tells some; {_without(key)}")
     table = read_vectors(path)
     if table.dim != known["dim"]:
         raise ManifestError(

@@ -15,8 +15,9 @@ from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.errors import DataError, ManifestError
 from hdtrain.evaluation.fidelity import Retrieval, SourceBootstrap, normalised, retrieve
+from hdtrain.evaluation.fidelity_fit import check
 from hdtrain.formats.embedding_grid import EmbeddingGrid, read_grid
-from hdtrain.formats.embedding_space import check_same_encoder, other_sizes
+from hdtrain.formats.embedding_space import other_sizes
 from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.shards import open_shards
@@ -50,6 +51,7 @@ class _Compared:
 
 def run(config: EvaluateFidelityConfig, context: StageContext) -> None:
     """Read, look for the sources, publish."""
+    check(config, context.manifest_of)
     compared = _of_images(config, context) if config.images else _of_painting(config, context)
     found = retrieve(normalised(compared.made), normalised(compared.candidates), compared.sources)
     fidelity = _scored(config, found, compared)
@@ -62,7 +64,6 @@ def _of_images(config: EvaluateFidelityConfig, context: StageContext) -> _Compar
     assert config.images is not None, "checked by the config"
     assert config.asked is not None, "checked by the config"
     made, asked, images = (context.manifest_of(path) for path in (config.made, config.asked, config.images))
-    check_same_encoder(f"made {config.made}", made.info, f"what was asked for ({config.asked})", asked.info)
     for doubt in other_sizes(str(config.asked), asked.info, str(config.made), made.info):
         print(f"warning: {doubt}")
     keys, source_keys = _sources(config.images, images)

@@ -82,15 +82,18 @@ def _check(
         everything += [(f"arm '{name}'", bag) for bag in real[name] + made[name]]
         if both := sorted(tested & {bag.name for bag in real[name]}):
             raise DataError(f"arm '{name}' is trained on {both[0]}, which is a test slide (and {len(both) - 1} more)")
-    hashes = {bag.encoder_hash for _, bag in everything} - {None}
+    first = next((each for each in everything if each[1].encoder_hash), everything[0])
     for where, bag in everything:
         if bag.label not in classes:
             raise DataError(
                 f"{where}: '{bag.name}' is of class {bag.label}, which arm '{config.baseline}' has no slide of; it has "
                 f"{', '.join(classes)}"
             )
-        if bag.instances.shape[1] != test[0].instances.shape[1] or len(hashes) > 1:
-            raise DataError(f"{where}: '{bag.name}' was embedded with another encoder than the test slides")
+        if not bag.same_encoder(first[1]):
+            raise DataError(
+                f"{where}: {bag.run} ('{bag.name}') was embedded with another encoder than "
+                f"{first[1].run} ({first[0]}); embed all with one encoder"
+            )
 
 
 def _results(

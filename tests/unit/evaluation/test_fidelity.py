@@ -9,10 +9,11 @@ from embedding_helpers import write_embeddings
 from prior_helpers import CLASSES, publish_grids, toy_grids
 from tiny_chain import run_here
 
+from hdtrain.cli import main
 from hdtrain.data.embeddings_by_key import embeddings_by_key
 from hdtrain.evaluation.fidelity import SourceBootstrap, normalised, retrieve
 from hdtrain.formats.fidelity import Fidelity
-from hdtrain.formats.manifest import FieldSpec, Manifest, publish, read_manifest
+from hdtrain.formats.manifest import FieldSpec, Manifest, ParentEntry, publish, read_manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardWriter, shard_entry
 
@@ -55,6 +56,10 @@ def asked(chain, tmp_path_factory):
     return write_embeddings(tmp_path_factory.mktemp("asked") / "run", chain["labelled"], dim=16)
 
 
+def embedded_from(path: str, images: Manifest) -> dict[str, ParentEntry]:
+    return {"images.0": ParentEntry(path=path, kind="images", identity=images.identity)}
+
+
 def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
     """Two images of each embedding, and their own embeddings: what was asked for with noise."""
     theirs = read_manifest(asked)
@@ -68,7 +73,8 @@ def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
     entry = shard_entry(folder / "images/shards/synthetic-000000.tar", folder / "images")
     image = FieldSpec(dtype="uint8", shape=[8, 8, 3], range=(0, 255), layout="HWC RGB")
     kinds = {"stage": "sample", "fingerprint": "", "commit": ""}
-    publish(folder / "images", Manifest(kind="images", **kinds, fields={"image": image}, shards=[entry]))
+    images = Manifest(kind="images", **kinds, fields={"image": image}, shards=[entry])
+    publish(folder / "images", images)
     rng = np.random.default_rng(1)
     tokens = by_key([keys[i % len(keys)] for i in range(len(names))]).astype(np.float32)
     tokens += rng.normal(0, noise, tokens.shape)
@@ -79,7 +85,7 @@ def synthetic(folder, asked, noise: float, source_key: str = "source_key"):
     publish(
         folder / "made",
         Manifest(kind="embeddings", **kinds, fields={"embedding": field}, shards=[shard_entry(part, folder / "made")],
-                 info=theirs.info),
+                 info=theirs.info, parents=embedded_from("../images", images)),
     )  # fmt: skip
     return {"images": str(folder / "images"), "made": str(folder / "made"), "asked": str(asked)}
 
@@ -127,8 +133,18 @@ def test_what_does_not_belong_together_is_named(chain, asked, tmp_path, capsys):
 
     other = write_embeddings(tmp_path / "other", chain["labelled"], dim=16, name="another")
     assert " those of " in complaint(asked=str(other))
+    of_another_run = synthetic(tmp_path / "b", asked, 50, source_key="told")["made"]
+    said = " ".join(complaint(made=of_another_run).split())
+    assert f"made {of_another_run} was embedded from {tmp_path}/b/images, and not from {config['images']}" in said
+    assert f"run `hdtrain embed 'images=[{config['images']}]' …`" in said
+    words = [f"{key}={value}" for key, value in {**config, "made": of_another_run}.items()]
+    assert main(["evaluate-fidelity", *words, "--out", str(tmp_path / "dry"), "--dry-run"]) == 2
+    assert "was embedded from" in capsys.readouterr().err
     few = json.loads((asked / "manifest.json").read_text())
-    assert "does not say which embedding it is of" in complaint(images=str(chain["labelled"]))
+    real, parents = tmp_path / "of-real", embedded_from("unknown", read_manifest(chain["labelled"]))
+    publish(real, read_manifest(asked).model_copy(update={"parents": parents}))
+    said = complaint(images=str(chain["labelled"]), made=str(real))
+    assert "does not say which embedding it is of" in said
     unlabelled = write_embeddings(tmp_path / "of-others", chain["unlabelled"], dim=16)
     assert few["kind"] == "embeddings"
     assert "no embedding of" in complaint(asked=str(unlabelled))

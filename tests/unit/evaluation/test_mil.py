@@ -109,7 +109,8 @@ def test_what_would_spoil_the_comparison_is_refused(config, tmp_path, capsys):
     made, labels = bags(2, 5)
     other = publish_grids(tmp_path / "other", made, labels, "other", encoder="f" * 64)
     mixed = {"real": config["arms"]["real"], "mixed": {"train": config["arms"]["real"]["train"], "synthetic": [other]}}
-    assert "was embedded with another encoder than the test slides" in complaint(arms=mixed)
+    said = f"arm 'mixed': {other} ('other0') was embedded with another encoder than {config['test'][0]} (test)"
+    assert said in " ".join(complaint(arms=mixed).split())
     bare = publish_grids(tmp_path / "bare", made, [None, None], "bare")
     assert "no label of 'bare0'" in complaint(test=[bare])
     table = tmp_path / "labels.csv"

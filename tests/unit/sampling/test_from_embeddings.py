@@ -213,7 +213,7 @@ def test_the_smaller_the_strength_the_nearer_to_the_original(chain, denoiser, em
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embeddings": {"strength": 0.5}}, "give latents=RUN"),
+        ({"embeddings": {"strength": 0.5}}, "give latents=RUN (`hdtrain encode`), or leave strength out, as"),
         ({"per_class": 3}, "per_class does not go with embeddings"),
         ({"embeddings": {"between": [["a", "b"]], "keys": ["c"]}}, "between names its own keys"),
     ],

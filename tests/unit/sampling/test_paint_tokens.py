@@ -161,3 +161,8 @@ def test_cells_that_share_no_token_with_the_painting_are_refused(painting, tmp_p
     said = " ".join(capsys.readouterr().err.split())
     assert "has 2 tokens (centre-1/2, context-2) a cell, and" in said
     assert "painting was painted from 2 tokens (whole, context-4); embed the cells with the views" in said
+    two = publish_slides(tmp_path / "two", [slide(), slide(name="another")])
+    assert run_here("evaluate-fidelity", tmp_path / "run", {**config, "made": str(two)}) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"made {two} has 2 grids (another, " in said
+    assert f"and the painting {painting} is one; cut the painting into its cells" in said

@@ -20,7 +20,7 @@ from hdtrain.distributed.seeds import generator
 from hdtrain.errors import ConfigError, HdtrainError
 from hdtrain.features.text_tower import load_text_tower
 from hdtrain.formats.embedding_grid import GridRun, read_grid
-from hdtrain.formats.manifest import read_manifest
+from hdtrain.formats.manifest import publish, read_manifest
 from hdtrain.models.prior import GridPrior
 from hdtrain.sampling.prior import one_grid, sample_grids
 
@@ -176,6 +176,24 @@ def test_what_the_prior_cannot_do_is_one_message(toy, tmp_path, hdtrain, asked, 
     words = [f"{k}={vectors(tmp_path / f'{k}.npz', v) if isinstance(v, dict) else v}" for k, v in asked.items()]
     error = hdtrain("sample-grids", f"prior={toy}", *words, "--out", "run", code=2).err
     assert re.search(said, error), error
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("text=necrosis", "without texts, and text asks for 'necrosis'; leave text out, or train a prior with text"),
+        ("text_vectors=t.npz", "tells some; leave text_vectors out, or train a prior with text"),
+        ("label=flat", "asks for 'flat'; leave label out, or train a prior with class_conditional=true"),
+    ],
+)
+def test_a_prior_that_was_told_nothing_is_asked_for_nothing(toy, tmp_path, hdtrain, asked, said):
+    trained = read_manifest(toy)
+    info = {key: value for key, value in trained.info.items() if key not in ("text", "numeric")}
+    bare = trained.model_copy(update={"classes": None, "info": {**info, "class_conditional": False}, "files": {}})
+    publish(tmp_path / "bare", bare)
+    np.savez(tmp_path / "t.npz", a=np.ones(2))
+    asked = asked.replace("=t.npz", f"={tmp_path / 't.npz'}")
+    assert said in hdtrain("sample-grids", f"prior={tmp_path / 'bare'}", asked, "--out", "run", code=2).err
 
 
 def test_a_tower_that_is_not_installed_says_which_extra(toy, tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def test_a_slide_that_is_named_twice_is_refused(runs, tmp_path, capsys):
 
 def test_crops_larger_than_any_slide_say_what_to_do(runs, tmp_path, capsys):
     said = refused(capsys, tmp_path, prior_config(runs[0], 8, rows=12, columns=12))
-    assert "no crop of 12 × 12 cells has 50% of its cells, in 6 slides" in said
+    assert "no crop of 12 × 12 cells has 50% of its cells, in 6 slides (the largest is of 6 × 6," in said
     assert "smaller rows and columns, or a smaller min_present" in said
 
 
