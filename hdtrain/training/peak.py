@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -81,27 +82,30 @@ def _measured(device: torch.device, precision: Precision) -> float:
 
 @cache
 def _products(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate among products of rising size. On a CPU of one thread, times the threads: others may be at work."""
+    """The best rate among products of rising size. On a CPU of one thread, in that thread's time, times the threads.
+
+    Others at work on the same cores make the thread wait, which its own time doesn't count.
+    """
     if device.type == "cuda":
-        return _best_product(device, dtype)
+        return _best_product(device, dtype, time.perf_counter)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return threads * _best_product(device, dtype)
+        return threads * _best_product(device, dtype, time.thread_time)
     finally:
         torch.set_num_threads(threads)
 
 
-def _best_product(device: torch.device, dtype: torch.dtype) -> float:
-    side, best, until = _LEAST_SIDE, 0.0, time.perf_counter() + _MEASURED_SEC
-    while best == 0 or time.perf_counter() < until:
+def _best_product(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    side, best, until = _LEAST_SIDE, 0.0, clock() + _MEASURED_SEC
+    while best == 0 or clock() < until:
         a = torch.ones(side, side, device=device, dtype=dtype)
-        started = time.perf_counter()
+        started = clock()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         best = max(best, 2 * side**3 / seconds)
-        if 2 * 8 * seconds < until - time.perf_counter():  # time for two of twice the side
+        if 2 * 8 * seconds < until - clock():  # time for two of twice the side
             side *= 2
     return best

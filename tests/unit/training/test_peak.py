@@ -1,7 +1,5 @@
 """The rate that MFU is a share of."""
 
-import time
-
 import pytest
 import torch
 
@@ -42,18 +40,9 @@ def test_every_row_falls_from_16_bit_to_plain_fp32():
     assert all(half > tf32 >= fp32 > 0 for half, tf32, fp32 in DATASHEET.values())
 
 
-def test_a_cpu_is_measured_in_a_moment_and_no_product_is_faster():
+def test_a_cpu_is_measured_within_what_a_cpu_can_be():
+    """From half a product and sum a cycle at 1 GHz to AVX-512's 64 operations at 6 GHz, times two, a thread."""
     cpu = torch.device("cpu")
-    started = time.perf_counter()
     peak = device_peak_flops(cpu, "fp32")
-    assert time.perf_counter() - started < 2
-    a = torch.ones(256, 256)
-    seconds = min(_seconds(lambda: a @ a) for _ in range(5))
-    assert 2 * 256**3 / seconds < 3 * peak
+    assert 1e9 < peak / torch.get_num_threads() < 800e9
     assert device_peak_flops(cpu, "bf16") >= peak
-
-
-def _seconds(work) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
