@@ -190,10 +190,7 @@ def stage(args: argparse.Namespace) -> int:
     if getattr(args, "rate", None) and not args.dry_run:
         raise HdtrainError("--rate says how fast a --dry-run is to expect training; give both")
     if args.dry_run:
-        print(f"{directory} ({args.stage}): {inspect(args.stage, config, directory, source)}")
-        if STAGES[args.stage].previews:
-            return _preview(args.stage, config)
-        return _estimate(args, config, directory) if STAGES[args.stage].trains else 0
+        return _dry_run(args, config, directory, source)
     machine: Machine = getattr(args, "machine", Machine())
     with LocalLauncher(machine=machine) as launcher:
         if machine.index:
@@ -217,20 +214,31 @@ def stage_meant(stage: str, keys: Collection[str]) -> str:
     return "evaluate-images" if stage == "evaluate" and {"real", "fake"} & set(keys) else stage
 
 
-def _preview(stage: str, config: Any) -> int:
-    """What a stage finds before it runs; in a process of its own, since it needs torch."""
-    command = [sys.executable, "-m", STAGES[stage].previews]
-    return subprocess.run(command, input=config.model_dump_json(), text=True, env=environment(), check=False).returncode
+def _dry_run(args: argparse.Namespace, config: Any, directory: Path, source: str) -> int:
+    """The state of the run directory, and what the stage finds or will take: that in a process of its own, since it
+    needs torch.
+    """
+    state, spec = inspect(args.stage, config, directory, source), STAGES[args.stage]
+    found, code = "", 0
+    if spec.previews or spec.trains:
+        command = [sys.executable, "-m"]
+        command += [spec.previews, str(directory)] if spec.previews else _estimate(args, config, directory)
+        aside = subprocess.run(
+            command, input=config.model_dump_json(), stdout=subprocess.PIPE, text=True, env=environment(), check=False
+        )
+        found, code = aside.stdout, aside.returncode
+    if not code:
+        print(f"{directory} ({args.stage}): {state}")
+    print(found, end="")
+    return code
 
 
-def _estimate(args: argparse.Namespace, config: Any, directory: Path) -> int:
-    """What a training will take; in a process of its own, since it needs torch."""
+def _estimate(args: argparse.Namespace, config: Any, directory: Path) -> list[str]:
+    """The module that says what a training will take, and its arguments."""
     ranks = args.ranks or 1
     BatchPlan.from_config(config.batch, ranks)  # its mistakes at once
-    command = [sys.executable, "-m", "hdtrain.stages.estimate", args.stage, str(directory), f"--ranks={ranks}"]
-    if args.rate:
-        command.append(f"--rate={args.rate}")
-    return subprocess.run(command, input=config.model_dump_json(), text=True, env=environment(), check=False).returncode
+    rate = [f"--rate={args.rate}"] if args.rate else []
+    return ["hdtrain.stages.estimate", args.stage, str(directory), f"--ranks={ranks}", *rate]
 
 
 def _help_out(args: argparse.Namespace, config: Config, directory: Path, source: str, launcher: LocalLauncher) -> int:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hdtrain.formats.atomic import canonical_json, sha256_bytes
+from hdtrain.data.embedding_index import write_index
+from hdtrain.data.tile_places import TilePlaces
+from hdtrain.formats.atomic import canonical_json, sha256_bytes, sha256_file
 from hdtrain.formats.manifest import FieldSpec, Manifest, publish, read_manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import open_shards, shard_entry
@@ -25,12 +27,14 @@ def write_embeddings(directory: Path, images: Path, tokens: int = 1, dim: int = 
         path = directory / "shards" / f"embeddings-{number:06d}.tar"
         write_record_shard(path, values.astype(np.float16), shard.sidecar.keys, shard.sidecar.labels, 4)
         entries.append(shard_entry(path, directory))
+    index = directory / "index.parquet"
+    parts = [directory / "shards" / Path(entry.name).name for entry in entries]
+    write_index(index, parts, TilePlaces([(images, manifest)]), manifest.classes, {})
     info = {"encoder": encoder, "encoder_hash": sha256_bytes(canonical_json(encoder)), "tokens": tokens, "dim": dim}
     info["token_order"] = [f"view-{token}" for token in range(tokens)]
     field = FieldSpec(dtype="float16", shape=[tokens, dim], layout="token, feature; not normalised")
     kinds = {"kind": "embeddings", "stage": "embed", "fingerprint": name, "commit": ""}
-    publish(
-        directory,
-        Manifest(**kinds, fields={"embedding": field}, shards=entries, classes=manifest.classes, info=info),
-    )
+    files = {index.name: sha256_file(index)}
+    contents = {"fields": {"embedding": field}, "shards": entries, "files": files}
+    publish(directory, Manifest(**kinds, **contents, classes=manifest.classes, info=info))
     return directory

@@ -47,7 +47,7 @@ def publish_grids(directory: Path, grids: list[EmbeddingGrid], **encoder: Any) -
     for grid in grids:
         write_grid(directory / "grids" / f"{grid.name}.npz", grid)
     files = {f"grids/{grid.name}.npz": sha256_file(directory / "grids" / f"{grid.name}.npz") for grid in grids}
-    info = {**_info(encoder), "rows": grids[0].rows, "columns": grids[0].columns, "prior": "0" * 16}
+    info = {**_info(encoder), "rows": grids[0].rows, "columns": grids[0].columns, "mpp": 0.5, "prior": "0" * 16}
     publish(directory, Manifest(kind="grids", files=files, classes=CLASSES, info=info, **_made("sample-grids")))
     return directory
 

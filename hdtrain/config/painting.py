@@ -39,6 +39,17 @@ def _range_text(value: Any) -> Any:
 Range = Annotated[str, BeforeValidator(_range_text)]
 
 
+def _rule_or_eta(value: Any) -> Any:
+    """Told in one line; pydantic tells one for each form that a value may have."""
+    try:
+        fits = value == "released_code" or 0 <= float(value) <= 1
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"expected released_code, or η of DDIM from 0 to 1, got {value!r}")
+    return value
+
+
 class GridBlock(Config):
     """Part of a grid: where it lies, and which of its cells."""
 
@@ -109,7 +120,7 @@ class PaintConfig(PriorConditions):
     """Of a window's places in the average of ẑ_0. Published: `uniform`, whose borders show (docs/benchmarks)."""
     blend: Literal["uniform", "gaussian", "cosine"] = "cosine"
     """Of a window's pixels in the average of what was decoded. Published: `gaussian`."""
-    noise: Literal["released_code"] | Annotated[float, Field(ge=0, le=1)] = "released_code"
+    noise: Annotated[Literal["released_code"] | float, BeforeValidator(_rule_or_eta)] = "released_code"
     """σ of a step: as in the released notebook, or η of DDIM."""
     clip_latents: float | None = Field(None, gt=0)
     """Clamp the averaged scaled ẑ_0 to ± this; None: no clamp."""

@@ -86,6 +86,11 @@ class SamplePlan:
         """The class of image `index`."""
         return index % self.num_classes
 
+    @property
+    def num_units(self) -> int:
+        """Units in all."""
+        return -(-self.num_images // self.samples_per_shard)
+
     def units(self) -> list[Unit]:
         """Every unit, in order."""
         size = self.samples_per_shard

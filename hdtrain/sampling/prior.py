@@ -102,6 +102,7 @@ class GridSampler:
             np.ones(self.size, np.bool_),
             np.full(self.size, UNKNOWN_PX, np.int64),
             np.full(self.size, UNKNOWN_PX, np.int64),
+            mpp=self.manifest.info.get("mpp"),
             label=classes[wish.label] if classes and wish.label is not None else None,
             encoder_hash=self.manifest.info["embedding"]["encoder_hash"],
         )

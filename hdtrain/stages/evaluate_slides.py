@@ -9,10 +9,10 @@ import numpy as np
 
 from hdtrain.config.slides import EvaluateSlidesConfig
 from hdtrain.distributed.shared_work import SharedRun
-from hdtrain.errors import DataError
-from hdtrain.evaluation.bags import Bag, read_bags, read_labels
+from hdtrain.evaluation.bags import Bag
 from hdtrain.evaluation.downstream import METRICS, accuracy
 from hdtrain.evaluation.mil import probabilities, train_mil
+from hdtrain.evaluation.slide_arms import SlideArms, read_arms
 from hdtrain.evaluation.statistics import ArmBootstrap, SplitBootstrap, interval_of, two_sided_p
 from hdtrain.features.parts import Arrays, Parts, Unit
 from hdtrain.formats.results import Metric
@@ -25,17 +25,12 @@ _SHOWN = ("accuracy", "macro_f1")
 
 def run(config: EvaluateSlidesConfig, context: StageContext) -> None:
     """Train every arm's classifiers, with all who share the run; one of them scores and publishes."""
-    labels = read_labels(config.labels) if config.labels else None
-    test = read_bags(config.test, labels)
-    real = {name: read_bags(arm.train, labels) for name, arm in config.arms.items()}
-    made = {name: read_bags(arm.synthetic, labels) if arm.synthetic else [] for name, arm in config.arms.items()}
-    classes = sorted({bag.label for bag in real[config.baseline]})
-    _check(config, test, real, made, classes)
+    arms = read_arms(config)
     trainings = [
         Unit(
             f"arm-{number}-seed-{seed}",
-            len(test),
-            partial(_train, real[name] + made[name], test, classes, config, seed),
+            len(arms.test),
+            partial(_train, arms.real[name] + arms.synthetic[name], arms, config, seed),
         )
         for number, name in enumerate(config.arms)
         for seed in config.seeds
@@ -49,60 +44,21 @@ def run(config: EvaluateSlidesConfig, context: StageContext) -> None:
         found = dict(
             zip(config.arms, np.stack(each).reshape(len(config.arms), len(config.seeds), *each[0].shape), strict=True)
         )
-        results = _results(config, test, classes, found, {n: (len(real[n]), len(made[n])) for n in config.arms})
+        results = _results(config, arms, found)
         results.write(context.run.results)
-        context.publish(files=[context.run.results], classes=classes)
+        context.publish(files=[context.run.results], classes=arms.classes)
         print(described(results))
 
 
-def _train(bags: list[Bag], test: list[Bag], classes: list[str], config: EvaluateSlidesConfig, seed: int) -> Arrays:
+def _train(bags: list[Bag], arms: SlideArms, config: EvaluateSlidesConfig, seed: int) -> Arrays:
     """What one classifier says of the test bags."""
-    labels = [classes.index(bag.label) for bag in bags]
-    model = train_mil([bag.instances for bag in bags], labels, len(classes), config.mil, seed)
-    return {"probabilities": probabilities(model, [bag.instances for bag in test])}
+    labels = [arms.classes.index(bag.label) for bag in bags]
+    model = train_mil([bag.instances for bag in bags], labels, len(arms.classes), config.mil, seed)
+    return {"probabilities": probabilities(model, [bag.instances for bag in arms.test])}
 
 
-def _check(
-    config: EvaluateSlidesConfig,
-    test: list[Bag],
-    real: dict[str, list[Bag]],
-    made: dict[str, list[Bag]],
-    classes: list[str],
-) -> None:
-    """Refuse bags that are in training and test, classes that the baseline does not know, other encoders.
-
-    Raises:
-        DataError: says which.
-    """
-    if len(classes) < 2:
-        raise DataError(f"arm '{config.baseline}' has bags of one class ({', '.join(classes)}); two are needed")
-    tested = {bag.name for bag in test}
-    everything = [("test", bag) for bag in test]
-    for name in config.arms:
-        everything += [(f"arm '{name}'", bag) for bag in real[name] + made[name]]
-        if both := sorted(tested & {bag.name for bag in real[name]}):
-            raise DataError(f"arm '{name}' is trained on {both[0]}, which is a test slide (and {len(both) - 1} more)")
-    first = next((each for each in everything if each[1].encoder_hash), everything[0])
-    for where, bag in everything:
-        if bag.label not in classes:
-            raise DataError(
-                f"{where}: '{bag.name}' is of class {bag.label}, which arm '{config.baseline}' has no slide of; it has "
-                f"{', '.join(classes)}"
-            )
-        if not bag.same_encoder(first[1]):
-            raise DataError(
-                f"{where}: {bag.run} ('{bag.name}') was embedded with another encoder than "
-                f"{first[1].run} ({first[0]}); embed all with one encoder"
-            )
-
-
-def _results(
-    config: EvaluateSlidesConfig,
-    test: list[Bag],
-    classes: list[str],
-    found: dict[str, np.ndarray],
-    counts: dict[str, tuple[int, int]],
-) -> SlideResults:
+def _results(config: EvaluateSlidesConfig, bags: SlideArms, found: dict[str, np.ndarray]) -> SlideResults:
+    test, classes = bags.test, bags.classes
     truth = np.array([classes.index(bag.label) for bag in test])
     bootstrap = SplitBootstrap(truth, np.full(len(test), ""), len(classes), config.bootstrap_resamples, config.seed)
     resampled = {
@@ -130,11 +86,10 @@ def _results(
             gains = resampled[name].resampled(accuracy) - resampled[config.baseline].resampled(accuracy)
             gain = values[name]["accuracy"] - values[config.baseline]["accuracy"]
             metrics["accuracy_gain"], p_value = metric(gain, gains), two_sided_p(gains)
-        num_real, num_synthetic = counts[name]
         arms[name] = SlideArm(
             description=arm.description,
-            num_real=num_real,
-            num_synthetic=num_synthetic,
+            num_real=len(bags.real[name]),
+            num_synthetic=len(bags.synthetic[name]),
             metrics=metrics,
             p_value=p_value,
         )

@@ -1,7 +1,6 @@
-"""`python -m hdtrain.stages.preview_comparison < CONFIG`: what `evaluate-images` finds and would do, for `--dry-run`.
+"""`python -m hdtrain.stages.preview_comparison DIR < CONFIG`: what `evaluate-images` finds and would do.
 
-The resolved config comes as YAML on stdin; nothing is written and no image is decoded. Exit codes as of
-`hdtrain.stages.__main__`.
+No image is decoded. The rest as of `hdtrain.stages.preview`.
 """
 
 import sys
@@ -24,7 +23,7 @@ STAGE = "evaluate-images"
 MISTAKE = 2
 
 
-def preview(config: EvaluateImagesConfig) -> Iterator[str]:
+def preview(config: EvaluateImagesConfig, _: Path) -> Iterator[str]:
     """The lines.
 
     Raises:

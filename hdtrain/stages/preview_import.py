@@ -1,17 +1,18 @@
-"""`python -m hdtrain.stages.preview_import < CONFIG`: the model that `import` finds, for `--dry-run`.
+"""`python -m hdtrain.stages.preview_import DIR < CONFIG`: the model that `import` finds.
 
-The resolved config comes as YAML on stdin; no weights are read. Exit codes as of `hdtrain.stages.__main__`.
+No weights are read. The rest as of `hdtrain.stages.preview`.
 """
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hdtrain.config.exchange import ImportConfig
 from hdtrain.models.foreign import model_in
 from hdtrain.stages.preview import print_preview
 
 
-def preview(config: ImportConfig) -> Iterator[str]:
+def preview(config: ImportConfig, _: Path) -> Iterator[str]:
     """The lines.
 
     Raises:

@@ -1,11 +1,11 @@
-"""`python -m hdtrain.stages.preview_sample < CONFIG`: what `sample` would make, and what sweeps chose for it.
+"""`python -m hdtrain.stages.preview_sample DIR < CONFIG`: what `sample` would make, and what sweeps chose for it.
 
-For `--dry-run`. The resolved config comes as YAML on stdin; nothing is written, and torch is not imported. Exit codes
-as of `hdtrain.stages.__main__`.
+Torch is not imported. The rest as of `hdtrain.stages.preview`.
 """
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hdtrain.config.ranges import parse_ranges
 from hdtrain.config.synthesis import SampleConfig
@@ -20,7 +20,7 @@ STAGE = "sample"
 MISTAKE = 2
 
 
-def preview(config: SampleConfig) -> Iterator[str]:
+def preview(config: SampleConfig, _: Path) -> Iterator[str]:
     """The lines.
 
     Raises:
@@ -36,7 +36,7 @@ def preview(config: SampleConfig) -> Iterator[str]:
     of = f" of {len(classes)} classes" if classes else ""
     if config.embeddings:
         of = f" from {counted(plan.num_classes, 'embedding')}"
-    yield f"images: {plan.num_images:,}{of} in {counted(len(plan.units()), 'shard')}"
+    yield f"images: {plan.num_images:,}{of} in {counted(plan.num_units, 'shard')}"
     used = with_choices(config, manifests.__getitem__)
     if config.classifier:
         yield f"guidance: {used.guidance:g}{_chosen_in(config.guidance_from)}"

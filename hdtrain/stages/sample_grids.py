@@ -59,6 +59,7 @@ def _info(config: SampleGridsConfig, manifest: Manifest, size: tuple[int, int]) 
         "tokens": 1,
         "rows": size[0],
         "columns": size[1],
+        "mpp": manifest.info.get("mpp"),
         "prior": manifest.identity[:16],
         **{key: getattr(config, key) for key in ("text", "guidance", "steps", "seed")},
     }

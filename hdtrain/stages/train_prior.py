@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hdtrain.config.prior import TrainPriorConfig
+from hdtrain.data.slide_mpp import common_mpp
 from hdtrain.formats.atomic import write_through
 from hdtrain.models.published_prior import STANDARD, save_standards
 from hdtrain.stages.base import StageContext
@@ -42,6 +43,7 @@ def run(config: TrainPriorConfig, context: StageContext) -> None:
             "schedule": config.schedule.model_dump(),
             "prediction": "sample",
             "ema_decay": config.ema.decay,
+            "mpp": common_mpp([(path, context.manifest_of(path)) for path in config.grids]),
             "samples": int(space.source.sizes.sum()),
             "images_seen": plan.num_steps(config.duration.images) * plan.global_batch_size,
             "parameters": sum(p.numel() for p in published.parameters()),

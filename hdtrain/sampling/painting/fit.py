@@ -18,8 +18,8 @@ from hdtrain.sampling.painting.plan import PaintPlan, plan_of
 from hdtrain.sampling.prior_fit import expected_grid
 
 
-def check(config: PaintConfig, manifest_of: ManifestOf) -> None:
-    """Everything that can be known before the run but the room on the disk.
+def check(config: PaintConfig, manifest_of: ManifestOf) -> PaintPlan:
+    """Everything that can be known before the run but the room on the disk; return the painting's sizes.
 
     Raises:
         ManifestError: the models do not fit each other or the grid.
@@ -30,7 +30,7 @@ def check(config: PaintConfig, manifest_of: ManifestOf) -> None:
     wanted = Tokens.of(manifest_of(config.denoiser).info["embedding"])
     grid = open_grid(config, wanted, from_prior(config, manifest_of))
     check_grid(grid, config, manifest_of)
-    plan_for(config, grid, manifest_of)
+    return plan_for(config, grid, manifest_of)
 
 
 def from_prior(config: PaintConfig, manifest_of: ManifestOf) -> EmbeddingGrid | None:
@@ -102,19 +102,22 @@ def plan_for(config: PaintConfig, grid: EmbeddingGrid, manifest_of: ManifestOf) 
 
 
 def check_disk(plan: PaintPlan, config: PaintConfig, directory: Path) -> None:
-    """Refuse a canvas that the disk has no room for.
+    """Refuse a canvas that the disk has no room for; `directory` need not be there yet.
 
     Raises:
         HdtrainError: says what is needed and what is free.
     """
     kept = sum(path.stat().st_size for path in RunDir(directory).work.glob("*") if path.is_file())
-    needed, free = plan.disk_bytes(config), shutil.disk_usage(directory).free + kept
+    there = next(path for path in (directory, *directory.parents) if path.is_dir())
+    needed, free = plan.disk_bytes(config), shutil.disk_usage(there).free + kept
     if needed > free:
         height, width = plan.pixels
+        smaller = "cut the grid with grid.rows and grid.columns"
+        if config.prior is not None:
+            smaller = "ask the prior for fewer rows and columns"
         raise HdtrainError(
             f"a painting of {width:,} × {height:,} pixels needs up to {needed / 1e9:.1f} GB while it is made, and "
-            f"{directory} has {free / 1e9:.1f} GB free; free some room, give another --out, or cut the grid with "
-            "grid.rows and grid.columns"
+            f"{directory} has {free / 1e9:.1f} GB free; free some room, give another --out, or {smaller}"
         )
 
 

@@ -10,12 +10,15 @@ from prior_helpers import CLASSES, publish_grids, toy_grids
 from tiny_chain import run_here
 
 from hdtrain.cli import main
+from hdtrain.config.fidelity import EvaluateFidelityConfig
 from hdtrain.data.embeddings_by_key import embeddings_by_key
+from hdtrain.errors import DataError
 from hdtrain.evaluation.fidelity import SourceBootstrap, normalised, retrieve
 from hdtrain.formats.fidelity import Fidelity
 from hdtrain.formats.manifest import FieldSpec, Manifest, ParentEntry, publish, read_manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardWriter, shard_entry
+from hdtrain.stages.preview_fidelity import preview
 
 
 def test_ranks_and_cosines_are_those_of_a_plain_count():
@@ -115,6 +118,15 @@ def test_images_of_sampled_grids_are_looked_for_among_the_cells(tmp_path):
     assert found.metrics["top_1"].value == 1.0
     assert found.metrics["same_class_nearest"].value == 1.0
     assert set(found.per_class) == set(CLASSES)
+
+
+def test_a_dry_run_says_what_is_compared_and_refuses_what_the_run_would(chain, asked, tmp_path):
+    config = synthetic(tmp_path / "a", asked, 0.01)
+    (line,) = preview(EvaluateFidelityConfig(**config), tmp_path / "run")
+    assert re.match(r"40 images, each looked for among 20 embeddings of \S+$", line)
+    unlabelled = write_embeddings(tmp_path / "of-others", chain["unlabelled"], dim=16)
+    with pytest.raises(DataError, match="no embedding of"):
+        list(preview(EvaluateFidelityConfig(**config | {"asked": unlabelled}), tmp_path / "run"))
 
 
 def test_fewer_candidates_hold_the_sources_all_the_same(asked, tmp_path):

@@ -7,12 +7,14 @@ import pytest
 import torch
 from tiny_chain import run_here
 
-from hdtrain.config.slides import MilConfig
+from hdtrain.config.slides import EvaluateSlidesConfig, MilConfig
+from hdtrain.errors import DataError
 from hdtrain.evaluation.mil import probabilities, train_mil
 from hdtrain.formats.atomic import sha256_file
 from hdtrain.formats.embedding_grid import EmbeddingGrid, write_grid
 from hdtrain.formats.manifest import Manifest, publish
 from hdtrain.formats.slide_results import SlideResults
+from hdtrain.stages.preview_slides import preview
 
 TINY = MilConfig(hidden=8, attention=4, dropout=0.0, lr=1e-2, steps=150)
 
@@ -116,3 +118,12 @@ def test_what_would_spoil_the_comparison_is_refused(config, tmp_path, capsys):
     table = tmp_path / "labels.csv"
     table.write_text("bare0,healthy\nbare1\n")
     assert "labels.csv:2: expected 'bag,class', got 'bare1'" in complaint(test=[bare], labels=str(table))
+
+
+def test_a_dry_run_counts_the_bags_and_refuses_what_the_run_would(config, tmp_path):
+    lines = "\n".join(preview(EvaluateSlidesConfig(**config), tmp_path / "run"))
+    assert re.search(r"bags +healthy +ill\ntest +6 +6\n", lines)
+    assert re.search(r"with synthetic, synthetic +10 +10\n6 trainings of ", lines)
+    leaking = {**config, "test": config["arms"]["real"]["train"]}
+    with pytest.raises(DataError, match="which is a test slide"):
+        list(preview(EvaluateSlidesConfig(**leaking), tmp_path / "run"))

@@ -266,7 +266,7 @@ def test_a_key_that_is_not_there_ends_the_run_with_its_name(chain, denoiser, emb
     assert "has no embedding of 'nobody'" in capsys.readouterr().err
     assert not (tmp_path / "run" / "manifest.json").exists()
     with pytest.raises(DataError, match="has no embedding of 'nobody'"):
-        list(preview(validate(SampleConfig, config, "test")))
+        list(preview(validate(SampleConfig, config, "test"), tmp_path / "run"))
 
 
 def test_tensorboard_shows_what_is_made_beside_what_it_is_made_from(denoiser):

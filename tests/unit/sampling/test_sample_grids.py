@@ -133,6 +133,7 @@ def test_the_stage_publishes_grids_of_every_class_that_paint_and_train_prior_can
     for name in grids.names:
         grid = grids.read(name)
         assert (grid.rows, grid.columns, grid.dim, bool(grid.present.all())) == (4, 6, DIM, True)
+        assert grid.mpp == 0.5  # of the slides that the prior was trained on
         assert CLASSES[nearest_mean(grid.embeddings)] == grid.label == name.split("-")[0]
         grid.check_encoder(DIM, read_manifest(toy).info["embedding"]["encoder_hash"], "a denoiser")
 

@@ -1,5 +1,6 @@
 """`hdtrain paint`: what it writes, what edits do, and what it refuses before anything is loaded."""
 
+import re
 import shutil
 from collections import namedtuple
 
@@ -12,7 +13,7 @@ from tiny_painting import DIM, publish_autoencoder, publish_denoiser, saved_grid
 
 from hdtrain.config.painting import BlendEdit, FillEdit, PaintConfig, PasteEdit
 from hdtrain.diffusion.slerp import slerp
-from hdtrain.errors import HdtrainError
+from hdtrain.errors import DataError, HdtrainError
 from hdtrain.formats.embedding_grid import read_grid, write_grid
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.sampling.painting.fit import check_disk
@@ -20,6 +21,7 @@ from hdtrain.sampling.painting.grids import edited, fill_holes
 from hdtrain.sampling.painting.plan import PaintPlan
 from hdtrain.sampling.painting.pyramid import write_pyramid
 from hdtrain.sampling.painting.raw import RawPixels
+from hdtrain.stages.preview_paint import preview
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,7 @@ def test_holes_are_filled_between_their_neighbours():
         ({"steps": "7"}, {}, " steps: must divide 1000"),
         ({"decoder": None}, {}, "name an autoencoder of it"),
         ({"guidance": "-1"}, {}, "guidance"),
+        ({"noise": "loud"}, {}, "1 problem noise: expected released_code, or η of DDIM from 0 to 1, got 'loud'"),
     ],
 )
 def test_a_mistake_is_said_in_one_message_before_anything_is_loaded(models, hdtrain, tmp_path, changes, grid, said):
@@ -161,9 +164,25 @@ def test_a_mistake_is_said_in_one_message_before_anything_is_loaded(models, hdtr
 
 
 def assert_said(text: str, pattern: str) -> None:
-    import re
-
     assert re.search(pattern, " ".join(text.split())), text
+
+
+def test_a_dry_run_says_how_large_the_image_is_and_what_it_needs(config, hdtrain, tmp_path):
+    words = [f"{key}={value}" for key, value in config.items() if key != "grid"]
+    said = hdtrain("paint", *words, f"grid.source={config['grid']['source']}", "--out", "new/run", "--dry-run").out
+    assert "new/run (paint): to do\nimage: 96 × 64 pixels from 2 × 3 cells, a PNG\nwork: 15 windows a step" in said
+    assert re.search(r"needs: up to 0\.0\d GB of disk", said)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_looks_at_the_disk_and_at_the_image_to_compare_with(config, tmp_path, monkeypatch):
+    Image.new("RGB", (95, 64)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match="95 × 64"):
+        list(preview(PaintConfig(**config, compare_with=tmp_path / "small.png"), tmp_path / "run"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**10, 0, 0))
+    with pytest.raises(HdtrainError, match="cut the grid"):
+        list(preview(PaintConfig(**config), tmp_path / "run"))
 
 
 def test_models_that_do_not_fit_are_refused(models, hdtrain, tmp_path):

@@ -15,6 +15,7 @@ from tiny_chain import run_here
 from hdtrain.config.load import validate
 from hdtrain.config.prior import TrainPriorConfig
 from hdtrain.data.grid_sources import SlideCrops
+from hdtrain.data.slide_mpp import common_mpp
 from hdtrain.data.standard import Standard, measure
 from hdtrain.data.training_grids import GridBatch
 from hdtrain.errors import ConfigError, DataError
@@ -55,6 +56,15 @@ def test_a_dry_run_refuses_what_the_run_would(runs, hdtrain, tmp_path, monkeypat
     for more in ([], ["--dry-run"]):
         assert "grids/grids/slide003.npz is missing or altered" in hdtrain(*words, *more, code=2).err
     assert not (tmp_path / "prior").exists()
+
+
+def test_a_prior_knows_the_resolution_that_all_of_its_slides_have(runs):
+    files, slides = ((path, read_manifest(path)) for path in runs[:2])
+    assert common_mpp([files, slides]) == 0.5
+    others = [
+        (files[0], files[1].model_copy(update={"info": {**files[1].info, "mpp": mpp}})) for mpp in (0.505, 1, None)
+    ]
+    assert [common_mpp([slides, other]) for other in others] == [pytest.approx(0.5025), None, None]
 
 
 def test_slides_in_shards_and_in_files_give_the_same_batches(runs):
