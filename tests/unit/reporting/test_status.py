@@ -296,15 +296,15 @@ def test_a_prepared_run_has_not_begun(published, copy):
     assert "(train-ldm): not begun" in status_page(read_status(run))
 
 
-def test_it_answers_as_fast_as_help_and_without_torch(published):
-    code = "import sys; from hdtrain.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    seconds: dict[str, list[float]] = {"--help": [], "status": []}
-    for _ in range(3):
-        for arguments in (["--help"], ["status", published]):
-            before = os.times()
-            done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
-            after = os.times()
-            assert done.returncode == 0, done.stderr
-            used = after.children_user + after.children_system - before.children_user - before.children_system
-            seconds[arguments[0]].append(used)
-    assert min(seconds["status"]) < min(seconds["--help"]) + 0.15
+def test_it_imports_as_little_as_help(published):
+    code = """
+import sys
+from hdtrain.cli import main
+assert main(sys.argv[1:]) == 0
+heavy = {"torch", "numpy", "tqdm", "PIL", "webdataset", "pyarrow"} & set(sys.modules)
+sys.exit(f"imported: {heavy} among {len(sys.modules)}" if heavy or len(sys.modules) > 450 else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", published], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
