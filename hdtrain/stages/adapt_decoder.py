@@ -6,15 +6,16 @@ from hdtrain.distributed.collectives import device
 from hdtrain.features.perceptual import build_perceptual
 from hdtrain.models.autoencoder import load_autoencoder
 from hdtrain.models.classifier import load_classifier
+from hdtrain.stages.autoencoder import publish_autoencoder
 from hdtrain.stages.base import StageContext
-from hdtrain.stages.training import datasets_of, image_examples, publish_autoencoder, train, training
+from hdtrain.stages.training import image_examples, train, training
 from hdtrain.training.checks import check_decoder
 from hdtrain.training.decoder import DecoderTask
 
 
 def run(config: AdaptDecoderConfig, context: StageContext) -> None:
     """Run the stage."""
-    datasets = datasets_of(context, config.images)
+    datasets = context.datasets(config.images)
     classes, classifier = check_decoder(config, context.manifest_of), load_classifier(config.classifier)
     with training(config, context, config.seed) as plan:
         published = load_autoencoder(config.vae, device())

@@ -53,6 +53,10 @@ class StageContext:
         """The manifest of a parent, by the path that the config holds."""
         return next(manifest for path, manifest in self.parents.values() if path == directory)
 
+    def datasets(self, paths: list[Path]) -> list[tuple[Path, Manifest]]:
+        """The data sets that the config lists, with their manifests."""
+        return [(path, self.manifest_of(path)) for path in paths]
+
     def publish(
         self,
         *,

@@ -31,7 +31,6 @@ from hdtrain.formats.manifest import FieldSpec, Manifest
 from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardReader, Sidecar, shard_entry, sidecar_path
 from hdtrain.stages.base import StageContext
-from hdtrain.stages.training import datasets_of
 from hdtrain.text import counted
 
 _SHOWN_SLIDES = 20
@@ -41,7 +40,7 @@ _SHARDS_LOOKED_AT = 16
 def run(config: EmbedConfig, context: StageContext) -> None:
     """Run the stage."""
     use_reproducible_kernels()
-    datasets = datasets_of(context, config.images)
+    datasets = context.datasets(config.images)
     shared_classes(datasets)
     embedder = _embedder(config, datasets)
     shards = ShardByShard(datasets, config)

@@ -23,7 +23,6 @@ from hdtrain.formats.records import write_record_shard
 from hdtrain.formats.shards import ShardReader, Sidecar, shard_entry, sidecar_path
 from hdtrain.models.autoencoder import PublishedAutoencoder, load_autoencoder, to_unit_range
 from hdtrain.stages.base import StageContext
-from hdtrain.stages.training import datasets_of
 from hdtrain.text import counted
 
 
@@ -31,7 +30,7 @@ def run(config: EncodeConfig, context: StageContext) -> None:
     """Run the stage."""
     use_reproducible_kernels()
     published = load_autoencoder(config.vae, device())
-    datasets = datasets_of(context, config.images)
+    datasets = context.datasets(config.images)
     shards = ShardByShard(datasets, config)
     parts = [context.run.shards / f"latents-{number:06d}.tar" for number in range(len(shards))]
     broken = BrokenSamples(sum(shards.samples), config.max_failed_share)

@@ -6,8 +6,8 @@ from hdtrain.errors import WeightsError
 from hdtrain.features.weights import read_state
 from hdtrain.models import foreign
 from hdtrain.models.foreign_space import space_of
+from hdtrain.stages.autoencoder import publish_autoencoder
 from hdtrain.stages.base import StageContext
-from hdtrain.stages.training import publish_autoencoder
 
 
 def run(config: ImportConfig, context: StageContext) -> None:

@@ -43,7 +43,7 @@ def run(config: TrainPriorConfig, context: StageContext) -> None:
             "schedule": config.schedule.model_dump(),
             "prediction": "sample",
             "ema_decay": config.ema.decay,
-            "mpp": common_mpp([(path, context.manifest_of(path)) for path in config.grids]),
+            "mpp": common_mpp(context.datasets(config.grids)),
             "samples": int(space.source.sizes.sum()),
             "images_seen": plan.num_steps(config.duration.images) * plan.global_batch_size,
             "parameters": sum(p.numel() for p in published.parameters()),

@@ -2,8 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
@@ -12,9 +11,7 @@ from hdtrain.config.batch import BatchPlan
 from hdtrain.config.engine import BatchConfig
 from hdtrain.data.images import ImageBatch, TrainingImages
 from hdtrain.distributed.collectives import process_group
-from hdtrain.formats.manifest import Manifest
 from hdtrain.formats.run_dir import RunDir
-from hdtrain.models.autoencoder import Autoencoder, encoder_id
 from hdtrain.stages.base import StageContext
 from hdtrain.training.classifier_kinds import EXAMPLES
 from hdtrain.training.loop import LoopConfig, Trainer
@@ -55,21 +52,6 @@ def train(
     Trainer(title, task, source, plan, config, context.world, seed, run or context.run, costs).train()
 
 
-def datasets_of(context: StageContext, paths: list[Path]) -> list[tuple[Path, Manifest]]:
-    """The data sets that a config lists, with their manifests."""
-    return [(path, context.manifest_of(path)) for path in paths]
-
-
 def image_examples(source: TrainingImages) -> ImageBatch:
     """The same few images at every visit, spread over the data set."""
     return source.batch(range(EXAMPLES))
-
-
-def publish_autoencoder(vae: Autoencoder, context: StageContext, info: dict[str, Any]) -> None:
-    """Write the diffusers folder, then the manifest; `encoder_id` names the latent space."""
-    folder = context.run.model
-    vae.float().register_to_config(scaling_factor=info["latent_scale"])
-    vae.save_pretrained(folder, safe_serialization=True)
-    info = {"encoder_id": encoder_id(vae), **info}
-    context.publish(kind="autoencoder", files=sorted(folder.iterdir()), info=info)
-    print(f"autoencoder: latent scale {info['latent_scale']:.4f}, encoder {info['encoder_id'][:12]}")

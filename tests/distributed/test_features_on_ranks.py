@@ -51,7 +51,7 @@ def alone(chain, ranks, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_ranks_makes_the_same_features_choices_and_figures(chain, ranks, alone, tmp_path, count):
     for stage, config in (("select", selection(chain)), ("evaluate", evaluation(chain))):
         ours, theirs = ranks.run(stage, tmp_path / stage, config, count), alone / stage

@@ -48,10 +48,10 @@ def whole(chain, ranks, tmp_path_factory):
     return ranks.run("train-ldm", directory, chain.config("ldm", duration=DURATION), 2)
 
 
-def test_three_kills_of_a_rank(chain, ranks, whole, tmp_path):
+def test_two_kills_of_a_rank(chain, ranks, whole, tmp_path):
     rng, run, config = random.Random(0), tmp_path / "run", chain.config("ldm", duration=DURATION)
-    for kill in range(3):
-        begun = 4 + 7 * kill
+    for kill in range(2):
+        begun = 4 + 10 * kill
         moment = time.monotonic() + 3600
 
         def now() -> bool:

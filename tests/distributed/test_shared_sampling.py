@@ -19,11 +19,15 @@ from hdtrain.reporting.status import read_status
 PER_CLASS, SAMPLES_PER_SHARD = 24, 4
 
 
-def command(chain, out: Path, ranks: int = 1) -> list[str]:
+def config(chain) -> dict:
     parents = {"denoiser": "ldm", "decoder": "decoder", "classifier": "guide"}
-    words = [f"{name}={chain[parent]}" for name, parent in parents.items()]
-    words += [f"per_class={PER_CLASS}", f"samples_per_shard={SAMPLES_PER_SHARD}", "batch_size=4"]
-    words += ["solver.steps=10", "solver.eta=1.0"]
+    sizes: dict[str, object] = {"per_class": PER_CLASS, "samples_per_shard": SAMPLES_PER_SHARD, "batch_size": 4}
+    sizes |= {"solver": {"steps": 10, "eta": 1.0}}
+    return {name: str(chain[parent]) for name, parent in parents.items()} | sizes
+
+
+def command(chain, out: Path, ranks: int = 1) -> list[str]:
+    words = [f"{key}={json.dumps(value)}" for key, value in config(chain).items()]
     return [sys.executable, "-m", "hdtrain", "sample", *words, "--out", str(out), "--ranks", str(ranks)]
 
 
@@ -54,10 +58,8 @@ def await_shards(run: Path, count: int, process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(chain, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("alone") / "run"
-    ended(start(chain, run))
-    return run
+def alone(chain, ranks, tmp_path_factory) -> Path:
+    return ranks.run("sample", tmp_path_factory.mktemp("alone") / "run", config(chain))
 
 
 def test_two_jobs_started_at_different_times_and_one_of_them_killed_make_what_one_makes(chain, alone, tmp_path):

@@ -64,7 +64,7 @@ def slides_recipe() -> dict:
             "evaluate-slides", test=["@test-embeddings"], arms=arms, baseline="real", mil=small, seeds=[0, 1]
         ),
     }
-    return {"name": "slides", "out": "runs", "ranks": {"painting": 2, "prior": 2}, "stages": nodes}
+    return {"name": "slides", "out": "runs", "stages": nodes}
 
 
 @pytest.fixture(scope="module")

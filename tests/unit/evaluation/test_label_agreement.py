@@ -10,11 +10,13 @@ from PIL import Image
 from stage_helpers import publish_classifier, publish_images
 from tiny_chain import CLASSES, draw, run_here
 
+from hdtrain.config.evaluation import EvaluateImagesConfig
 from hdtrain.evaluation.statistics import wilson_interval
 from hdtrain.formats.comparison import Comparison
 from hdtrain.formats.manifest import read_manifest
 from hdtrain.formats.shards import open_shards
 from hdtrain.models.classifier import load_classifier
+from hdtrain.stages.preview_comparison import preview
 
 ENCODER = {"kind": "timm", "name": "test_resnet"}
 FAKE, REAL = "label_agreement", "label_agreement_real"
@@ -90,7 +92,7 @@ def test_agreement_is_what_the_classifier_says_when_asked_directly(chain, judge,
     assert not any("judge" in warning for warning in found.warnings)
 
 
-def test_the_table_and_the_dry_run_tell_of_the_judge(chain, judge, fake, tmp_path, capsys, cli):
+def test_the_table_and_the_dry_run_tell_of_the_judge(chain, judge, fake, tmp_path, capsys):
     found = compare(tmp_path / "out", chain["test"], fake, judge)
     said = capsys.readouterr().out
     low, high = found.metrics[FAKE].interval
@@ -98,8 +100,9 @@ def test_the_table_and_the_dry_run_tell_of_the_judge(chain, judge, fake, tmp_pat
     assert f"judge: {judge}, {read_manifest(judge).identity[:12]}" in said
     (header,) = (line for line in said.splitlines() if line.startswith("class "))
     assert header.split()[-2:] == [FAKE, REAL]
-    command = ("evaluate", f"real={fake}", f"fake={chain['test']}", "encoder.kind=timm", "encoder.name=test_resnet")
-    planned = cli(*command, f"judge={judge}", "--out", "run", "--dry-run").stdout
+    encoder = {"kind": "timm", "name": "test_resnet"}
+    config = EvaluateImagesConfig(real=fake, fake=chain["test"], encoder=encoder, judge=judge)
+    planned = list(preview(config, tmp_path / "run"))
     assert f"judge: {judge}, of classes dots, stripes: {FAKE}, {REAL}" in planned
 
 

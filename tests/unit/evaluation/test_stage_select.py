@@ -98,6 +98,7 @@ def test_other_shards_and_another_batch_size_choose_the_same(world, real_data, s
         assert _samples(world / "one-shard" / name) == _samples(selection[0] / name)
 
 
+@pytest.mark.slow  # without real images: tests/distributed/test_features_on_ranks.py
 def test_two_ranks_write_the_same_bytes(world, real_data, selection):
     directory = prepare("select", world / "two-ranks", _config(world, real_data))
     base = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29765"}

@@ -118,8 +118,9 @@ def test_an_embedding_is_hidden_as_often_as_asked(chain, embeddings, tmp_path):
         run = conditioned(chain, tmp_path / f"{dropout}-{lr}", embeddings, **changes, duration={"images": 8})
         return load_file(run / "model/diffusion_pytorch_model.safetensors")["encoder_hid_proj.weight"]
 
-    assert torch.equal(projection(0.9999, 1e-3), projection(0.9999, 2e-3))
-    assert not torch.equal(projection(0.0, 1e-3), projection(0.0, 2e-3))
+    hidden = projection(0.9999, 1e-3)
+    assert torch.equal(hidden, projection(0.9999, 2e-3))
+    assert not torch.equal(hidden, projection(0.0, 1e-3))
 
 
 def test_with_classes_too_it_goes_on_from_a_checkpoint_to_the_same_weights(chain, embeddings, tmp_path):

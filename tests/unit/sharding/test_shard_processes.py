@@ -154,7 +154,7 @@ def test_killed_again_and_again_at_any_moment_with_other_numbers_of_processes(
     assert Run(out).files == alone.files
 
 
-@pytest.mark.parametrize("moment", ["survey", "pack"])
+@pytest.mark.parametrize("moment", [pytest.param("survey", marks=pytest.mark.slow), "pack"])
 def test_killed_in_the_survey_or_while_packing(mixed: Path, alone: Run, tmp_path: Path, moment: str) -> None:
     run = RunDir(tmp_path / "run")
     process = start(mixed, run.path, 2)
@@ -216,7 +216,13 @@ def test_three_jobs_that_begin_together_make_what_one_makes(mixed: Path, alone: 
     assert late.returncode == 0
 
 
-@pytest.mark.parametrize("moment", ["work/survey-*.arrow", "work/planned.json", "shards/shard-*.json"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "work/survey-*.arrow",
+        *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in ("work/planned.json", "shards/shard-*.json")),
+    ],
+)
 def test_a_job_that_is_killed_beside_another_costs_nothing(
     mixed: Path, alone: Run, tmp_path: Path, moment: str
 ) -> None:
