@@ -168,6 +168,19 @@ def run_here(stage: str, directory: Path, config: dict[str, Any]) -> int:
         return run_stage(stage, prepare(stage, directory, config))
 
 
+def run_in_place(stage: str, directory: Path, config: dict[str, Any]) -> int:
+    """The same after all that the command line does with the run directory: skip, go on, move aside, take over."""
+    from hdtrain.config.stages import STAGES
+    from hdtrain.prepare import resolve, run_node
+
+    class Here:
+        def run_stage(self, stage: str, run_dir: Path, ranks: int) -> int:
+            return run_here(stage, run_dir, yaml.safe_load((run_dir / "config.yaml").read_text()))
+
+    resolved = resolve(STAGES[stage].config, config, "test")
+    return run_node(stage, resolved, directory, ranks=1, launcher=Here(), source="test").code
+
+
 def fewer_grid_steps() -> None:
     """The pictures that train-ldm draws of itself cost more than its training here."""
     from hdtrain.training import diffusion

@@ -20,28 +20,30 @@ EVERYWHERE = [(size, zero_stage) for size in (1, 2, 3, 4) for zero_stage in (0, 
 
 @pytest.fixture(scope="module")
 def whole(chain, ranks, tmp_path_factory):
-    """`whole("ldm", ranks=1, zero_stage=1, micro_batch_size=1)`: the run that was never interrupted, made once."""
+    """`whole("ldm", ranks=1, zero_stage=1, micro_batch_size=1, after=20)`: the run that was never interrupted, made
+    once.
+    """
     made = {}
 
-    def run(name, size, zero_stage, micro_batch_size):
-        key = name, size, zero_stage, micro_batch_size
+    def run(name, size, zero_stage, micro_batch_size, after=AFTER):
+        key = name, size, zero_stage, micro_batch_size, after
         if key not in made:
             directory = tmp_path_factory.mktemp("whole") / name
             stage, _ = chain.configs[name]
-            made[key] = ranks.run(stage, directory, config_of(chain, name, zero_stage, micro_batch_size), size)
+            made[key] = ranks.run(stage, directory, config_of(chain, name, zero_stage, micro_batch_size, after), size)
         return made[key]
 
     return run
 
 
-def config_of(chain, name, zero_stage, micro_batch_size):
+def config_of(chain, name, zero_stage, micro_batch_size, after=AFTER):
     return chain.config(
         name,
         batch={"global_batch_size": BATCH, "micro_batch_size": micro_batch_size},
         optim={"lr": 1e-4},
         engine={"zero_stage": zero_stage},
         duration={
-            "images": (BEFORE + AFTER) * BATCH,
+            "images": (BEFORE + after) * BATCH,
             "checkpoint_every_images": (1 if name == "vae" else BEFORE) * BATCH,
             "keep_checkpoints": 100,
             "visualise_every_images": 100 * BATCH,
@@ -49,11 +51,11 @@ def config_of(chain, name, zero_stage, micro_batch_size):
     )
 
 
-def go_on(ranks, chain, name, whole, directory, size, zero_stage, micro_batch_size):
+def go_on(ranks, chain, name, whole, directory, size, zero_stage, micro_batch_size, after=AFTER):
     """From the whole run's checkpoint after `BEFORE` steps, elsewhere."""
     shutil.copytree(whole / "checkpoints" / FIRST, directory / "checkpoints" / FIRST)
     stage, _ = chain.configs[name]
-    ranks.run(stage, directory, config_of(chain, name, zero_stage, micro_batch_size), size)
+    ranks.run(stage, directory, config_of(chain, name, zero_stage, micro_batch_size, after), size)
     assert f"going on from {FIRST}" in ranks.said()
     return directory
 
@@ -72,20 +74,22 @@ def differences(run, whole, after: int = AFTER) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("begun", "size", "zero_stage"),
+    ("begun", "size", "zero_stage", "after"),
     [
-        ((1, 1), 3, 2),
-        *(pytest.param((1, 1), *place, marks=pytest.mark.slow) for place in EVERYWHERE if place != (3, 2)),
-        *(pytest.param((2, 3), *place, marks=pytest.mark.slow) for place in ((1, 0), (3, 1), (4, 2))),
-        *(pytest.param((4, 2), *place, marks=pytest.mark.slow) for place in ((1, 3), (2, 0), (3, 1))),
+        ((1, 1), 3, 2, 5),
+        *(pytest.param((1, 1), *place, AFTER, marks=pytest.mark.slow) for place in EVERYWHERE),
+        *(pytest.param((2, 3), *place, AFTER, marks=pytest.mark.slow) for place in ((1, 0), (3, 1), (4, 2))),
+        *(pytest.param((4, 2), *place, AFTER, marks=pytest.mark.slow) for place in ((1, 3), (2, 0), (3, 1))),
     ],
     ids=str,
 )
-def test_a_denoiser_trains_on_elsewhere_to_the_same_state(chain, ranks, whole, tmp_path, begun, size, zero_stage):
+def test_a_denoiser_trains_on_elsewhere_to_the_same_state(
+    chain, ranks, whole, tmp_path, begun, size, zero_stage, after
+):
     """Image by image, so that only the order of sums differs: 1e-6 after 20 further steps."""
-    reference = whole("ldm", *begun, micro_batch_size=1)
-    run = go_on(ranks, chain, "ldm", reference, tmp_path / "run", size, zero_stage, micro_batch_size=1)
-    found = differences(run, reference)
+    reference = whole("ldm", *begun, micro_batch_size=1, after=after)
+    run = go_on(ranks, chain, "ldm", reference, tmp_path / "run", size, zero_stage, micro_batch_size=1, after=after)
+    found = differences(run, reference, after)
     assert {"denoiser.ema", "denoiser.ema_std_0.05", "denoiser.ema_std_0.10"} <= found.keys()
     assert max(found.values()) < 1e-6, found
 

@@ -231,12 +231,12 @@ def test_paint_asks_a_prior_for_its_grid(toy, painter, tmp_path):
     )
 
 
-def test_a_painting_too_large_for_the_disk_is_refused_before_its_grid_is_drawn(painter, hdtrain, tmp_path):
-    words = [f"{key}={value}" for key, value in painter.items()]
-    hdtrain("paint", *words, "rows=8000", "columns=8000", "--out", "run", code=2)
-    said = (tmp_path / "run/logs/001.log").read_text()
-    assert "needs up to" in said
-    assert "prior:" not in said
+def test_a_painting_too_large_for_the_disk_is_refused_before_its_grid_is_drawn(painter, tmp_path, capsys):
+    assert run_here("paint", tmp_path / "run", {**painter, "rows": 8000, "columns": 8000}) == 2
+    said = capsys.readouterr()
+    assert "needs up to" in said.err
+    assert "ask the prior for fewer rows and columns" in said.err
+    assert "prior:" not in said.out + said.err
 
 
 def test_paint_asks_no_prior_for_several_tokens(painter, hdtrain, tmp_path):

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_chain import run_here
+from tiny_chain import run_here, run_in_place
 
 from hdtrain.config.synthesis import SampleConfig
 from hdtrain.distributed.stop import STOP
@@ -169,13 +169,10 @@ def test_bf16_images_are_near_the_fp32_ones_and_say_what_they_are(chain, tmp_pat
     assert open_shards(run, read_manifest(run))[0].meta(0)["precision"] == "bf16"
 
 
-def test_a_longer_run_in_the_same_place_makes_the_new_images_alone(hdtrain, chain, tmp_path):
-    parents = [f"{name}={chain[parent]}" for name, parent in (("denoiser", "ldm"), ("decoder", "decoder"))]
-    words = ["sample", *parents, f"classifier={chain['guide']}", "solver.steps=4", "solver.eta=0.5", "batch_size=2"]
-    words += ["samples_per_shard=4", "--out", tmp_path / "run"]
-    hdtrain(*words, "per_class=6")
+def test_a_longer_run_in_the_same_place_makes_the_new_images_alone(chain, tmp_path):
+    assert run_in_place("sample", tmp_path / "run", chain.config("candidates")) == 0
     before = {path.name: path.stat().st_ino for path in (tmp_path / "run" / "shards").glob("*.tar")}
-    hdtrain(*words, "per_class=7")
+    assert run_in_place("sample", tmp_path / "run", chain.config("candidates", per_class=7)) == 0
     after = {path.name: path.stat().st_ino for path in (tmp_path / "run" / "shards").glob("*.tar")}
     assert {name: after[name] for name in before} == before  # linked
     assert len(after) == len(before) + 1
