@@ -33,6 +33,8 @@ VERSIONS = {3: 1, 4: 2}
 UNKNOWN_PX = -1
 """x or y of a cell whose place nobody knows."""
 KINDS = ("embeddings", "grids")
+LARGEST = float(np.finfo(np.float16).max)
+"""Absolute value of a feature."""
 _ARRAYS = ("embeddings", "present", "x", "y")
 _COLUMNS = ["slide", "shard", "record", "row", "column", "x", "y", "mpp", "label"]
 
@@ -128,7 +130,7 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
     """The grid, if it can be used.
 
     Raises:
-        DataError: shapes that do not fit, NaN or infinity (names the cells), no cell at all.
+        DataError: shapes that do not fit, NaN, infinity or beyond float16 (names the cells), no cell at all.
     """
     shape = grid.embeddings.shape
     if len(shape) not in VERSIONS or 0 in shape or shape[2:-1] == (1,):
@@ -144,11 +146,19 @@ def checked(grid: EmbeddingGrid, where: str) -> EmbeddingGrid:
         found = getattr(grid, name).shape
         if found != shape[:2]:
             raise DataError(f"{where}: {name} has shape {found}, the embeddings have {shape[:2]} cells")
-    bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=tuple(range(2, len(shape)))))
+    features = tuple(range(2, len(shape)))
+    bad = np.argwhere(~np.isfinite(grid.embeddings).all(axis=features))
     if len(bad):
         raise DataError(
             f"{where}: NaN or infinity in {len(bad)} of {grid.present.size} cells: {named_cells(bad)}; embed the slide "
             "again, or leave these cells out"
+        )
+    largest = np.abs(grid.embeddings).max(axis=features)
+    if len(huge := np.argwhere(largest > LARGEST)):
+        raise DataError(
+            f"{where}: features up to {largest.max():.3g} in {len(huge)} of {grid.present.size} cells: "
+            f"{named_cells(huge)}; embeddings are kept as float16, which ends at {LARGEST:,.0f}; scale them, and those "
+            "that the models are trained on, alike"
         )
     if not grid.present.any():
         raise DataError(f"{where}: no cell of {grid.rows} × {grid.columns} is present")

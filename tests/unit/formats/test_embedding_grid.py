@@ -218,6 +218,15 @@ def test_nan_is_one_message_with_the_cells(grid, tmp_path):
     assert not (tmp_path / "s.npz").exists()
 
 
+def test_features_that_no_float16_holds_are_one_message_before_a_network_sees_them(grid, tmp_path):
+    huge = grid.embeddings.copy()
+    huge[1, 2, 0] = -1e30
+    np.save(tmp_path / "s.npy", huge)
+    said = r"features up to 1e\+30 in 1 of 20 cells: \(row 1, column 2\); .* float16, which ends at 65,504"
+    with pytest.raises(DataError, match=said):
+        read_grid(tmp_path / "s.npy")
+
+
 def test_a_grid_without_any_cell_is_refused(grid, tmp_path):
     np.save(tmp_path / "s.npy", np.zeros((2, 3, 4), np.float32))
     with pytest.raises(DataError, match="no cell of 2 × 3 is present"):
