@@ -293,7 +293,7 @@ def test_a_schedule_that_we_have_not_is_refused(chain, pipeline, tmp_path, capsy
 
 def test_a_dry_run_refuses_an_empty_folder(tmp_path):
     with pytest.raises(WeightsError, match="is no folder of diffusers'"):
-        list(preview(ImportConfig(path=tmp_path, part="autoencoder")))
+        list(preview(ImportConfig(path=tmp_path, part="autoencoder"), tmp_path / "run"))
 
 
 def test_a_place_that_holds_no_model_is_refused_with_what_was_expected(chain, pipeline, tmp_path, capsys):
