@@ -267,6 +267,8 @@ class TrainLdmConfig(FollowsProtocol):
     validation samples too. Needs a `preset` that can: ldm4-cond, small-cond, tiny-cond."""
     embedding_dropout: float = Field(0.1, ge=0, lt=1)
     """How often the embedding is hidden; with classes too, every other time the class with it."""
+    embedding_places: bool = False
+    """Tell which of several tokens each is, so that parts of an image (`grid-N`) have their places. Published: not."""
     batch: BatchConfig = BatchConfig(global_batch_size=4)
     optim: OptimConfig = OptimConfig(lr=5e-5, warmup_images=40_000, warmup_from=1e-6)
     duration: DurationConfig

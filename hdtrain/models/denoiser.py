@@ -38,7 +38,8 @@ def build_denoiser(
         channels: of a latent; 3 for pixels.
         size: height and width of a latent, or of an image.
         num_classes: of a class-conditional denoiser, the hidden one not counted.
-        embedding_dim: features of an embedding that it is conditioned on.
+        embedding_dim: features of an embedding that it is conditioned on, and one more a token if it is told their
+            places.
 
     Raises:
         ConfigError: the levels of the preset do not halve `size` evenly, or it cannot look at embeddings.
@@ -89,7 +90,9 @@ class TensorDenoiser(nn.Module):
 class EmbeddingDenoiser(TensorDenoiser):
     """A denoiser that looks at tokens W·(e/‖e‖) + b of embeddings e (method, section 9).
 
-    The projection is in the U-Net (diffusers' `encoder_hid_proj`); the division by the norm is here.
+    The projection is in the U-Net (diffusers' `encoder_hid_proj`); the division by the norm is here. Attention sees a
+    set of tokens. A U-Net whose projection takes k features more than an embedding has is told which of k tokens each
+    is: a one-hot number beside e/‖e‖, for which W has a column each.
     """
 
     def forward(  # type: ignore[override]
@@ -107,8 +110,11 @@ class EmbeddingDenoiser(TensorDenoiser):
             tokens: embeddings as their encoder gave them; zeros say nothing.
             classes: of a denoiser that is class-conditional too.
         """
-        unit = functional.normalize(tokens.float(), dim=-1).to(z.dtype)
-        return self._prediction(self.unet(z, t, unit, class_labels=classes))
+        unit = functional.normalize(tokens.float(), dim=-1)
+        if self.unet.config["encoder_hid_dim"] > tokens.shape[-1]:
+            said = tokens.ne(0).any(dim=-1, keepdim=True)
+            unit = torch.cat([unit, torch.eye(tokens.shape[1], device=unit.device) * said], dim=-1)
+        return self._prediction(self.unet(z, t, unit.to(z.dtype), class_labels=classes))
 
 
 def as_function(unet: Any) -> TensorDenoiser:

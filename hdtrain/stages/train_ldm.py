@@ -8,7 +8,7 @@ from hdtrain.models.start import start_from
 from hdtrain.stages.base import StageContext
 from hdtrain.stages.training import train, training
 from hdtrain.training.diffusion import DiffusionTask
-from hdtrain.training.diffusion_space import classes_of, describe, open_space
+from hdtrain.training.diffusion_space import classes_of, describe, embedding_features, open_space
 
 
 def run(config: TrainLdmConfig, context: StageContext) -> None:
@@ -17,8 +17,8 @@ def run(config: TrainLdmConfig, context: StageContext) -> None:
     with training(config, context, config.seed) as plan:
         space = open_space(config, context.manifest_of)
         channels, size, _ = space.codec.latent_shape
-        dim = info["embedding"]["dim"] if "embedding" in info else None
-        fresh = build_denoiser(config.preset, channels, size, len(classes) if classes else None, dim)
+        features = embedding_features(info.get("embedding"))
+        fresh = build_denoiser(config.preset, channels, size, len(classes) if classes else None, features)
         unet = start_from(fresh, config.start)
         task = DiffusionTask(unet, space, config, plan)
         train("train-ldm", task, space.source, config, context, plan, config.seed)

@@ -10,7 +10,7 @@ from hdtrain.data.images import TrainingImages, labelled_classes
 from hdtrain.data.latents import TrainingLatents
 from hdtrain.data.records_by_key import RecordsByKey
 from hdtrain.distributed.collectives import device
-from hdtrain.errors import ManifestError
+from hdtrain.errors import ConfigError, ManifestError
 from hdtrain.formats.embedding_space import check_same_encoder
 from hdtrain.formats.latent_space import PIXELS, check_same_latent_space, manifest_latent_space
 from hdtrain.formats.manifest import Manifest
@@ -52,7 +52,8 @@ def describe(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any]:
 
 
 def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, Any] | None:
-    """What the denoiser looks at: its `dim`, `tokens`, `token_order`, `encoder`, `encoder_hash`, `image_px`, `dropout`.
+    """What the denoiser looks at: its `dim`, `tokens`, `token_order`, `encoder`, `encoder_hash`, `image_px`, `dropout`,
+    and `places` where it is told which token is which.
 
     None if it looks at nothing.
 
@@ -74,9 +75,47 @@ def embedding_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> dict[str, A
         check_same_encoder(str(path), manifest_of(path).info, str(config.embeddings[0]), first)
     if start:
         check_same_encoder(str(config.embeddings[0]), first, f"start {config.start}", start)
+    places = _places(config, first, start, manifest_of)
     sizes = sorted({tuple(size) for path in config.embeddings for size in manifest_of(path).info.get("image_px", [])})
     known = {"image_px": [list(size) for size in sizes]} if sizes else {}
-    return {**first, **known, "dropout": config.embedding_dropout}
+    return {**first, **known, **places, "dropout": config.embedding_dropout}
+
+
+def embedding_features(embedding: dict[str, Any] | None) -> int | None:
+    """Features of a token as the U-Net gets it; None where it looks at nothing."""
+    if embedding is None:
+        return None
+    return int(embedding["dim"]) + (int(embedding["tokens"]) if embedding.get("places") else 0)
+
+
+def _places(
+    config: TrainLdmConfig, embedding: dict[str, Any], start: dict[str, Any] | None, manifest_of: ManifestOf
+) -> dict[str, bool]:
+    """Whether tokens are told apart, for the manifest.
+
+    Raises:
+        ConfigError: there is one token, or images are mirrored, and the places in them are not.
+        ManifestError: the start was trained otherwise.
+    """
+    if start and bool(start.get("places")) != config.embedding_places:
+        told = "is told" if start.get("places") else "is not told"
+        raise ManifestError(
+            f"start {config.start} {told} which of its tokens is which; give "
+            f"embedding_places={str(not config.embedding_places).lower()}, or start from another denoiser"
+        )
+    if not config.embedding_places:
+        return {}
+    problem = None
+    if embedding["tokens"] == 1:
+        problem = f"tells several tokens apart, and {config.embeddings[0]} has one; leave it out, or embed more views"
+    elif any(name.startswith("grid-") for name in embedding.get("token_order") or ("grid-",)):
+        if config.latents and manifest_of(config.latents).info["flips"]:
+            problem = f"{config.latents} holds mirrored images, whose parts lie elsewhere; encode with flips=false"
+        elif config.images and config.reader.flips:
+            problem = "images are mirrored while they are read, and their parts are not; give reader.flips=false"
+    if problem:
+        raise ConfigError("train-ldm", [f"embedding_places: {problem}"])
+    return {"places": True}
 
 
 def classes_of(config: TrainLdmConfig, manifest_of: ManifestOf) -> list[str] | None:

@@ -70,8 +70,8 @@ def _diffusion(config: TrainLdmConfig, manifest_of: ManifestOf) -> Costs:
         channels, size = 3, config.reader.resolution
     classes = diffusion_space.classes_of(config, manifest_of)
     embedding = diffusion_space.embedding_of(config, manifest_of)
-    dim = embedding["dim"] if embedding else None
-    unet = as_function(build_denoiser(config.preset, channels, size, len(classes) if classes else None, dim))
+    features = diffusion_space.embedding_features(embedding)
+    unet = as_function(build_denoiser(config.preset, channels, size, len(classes) if classes else None, features))
     inputs: tuple[Tensor, ...] = (torch.empty(1, channels, size, size), _timestep())
     if embedding:
         inputs = (*inputs, torch.empty(1, embedding["tokens"], embedding["dim"]))
