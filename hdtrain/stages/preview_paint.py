@@ -5,6 +5,7 @@ Torch is not imported. The rest as of `hdtrain.stages.preview`.
 
 import sys
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 from hdtrain.config.painting import PaintConfig
@@ -32,8 +33,8 @@ def preview(config: PaintConfig, directory: Path) -> Iterator[str]:
     form = "tiled pyramidal TIFF" if plan.is_tiff(config) else "PNG"
     yield f"image: {width:,} × {height:,} pixels from {plan.rows} × {plan.columns} cells, a {form}"
     yield f"work: {windows} a step, {counted(config.steps, 'step')}"
-    disk, memory = plan.disk_bytes(config) / 1e9, plan.memory_bytes(config) / 1e9
-    yield f"needs: up to {disk:.2f} GB of disk while it is made; {memory:.2f} GB of memory a rank, beside the networks"
+    disk, memory = (ceil(needed / 1e6) for needed in (plan.disk_bytes(config), plan.memory_bytes(config)))
+    yield f"needs: up to {disk:,} MB of disk while it is made; {memory:,} MB of memory a rank, beside the networks"
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_a_dry_run_says_how_large_the_image_is_and_what_it_needs(config, hdtrain
     words = [f"{key}={value}" for key, value in config.items() if key != "grid"]
     said = hdtrain("paint", *words, f"grid.source={config['grid']['source']}", "--out", "new/run", "--dry-run").out
     assert "new/run (paint): to do\nimage: 96 × 64 pixels from 2 × 3 cells, a PNG\nwork: 15 windows a step" in said
-    assert re.search(r"needs: up to 0\.0\d GB of disk", said)
+    assert re.search(r"needs: up to 1 MB of disk while it is made; \d+ MB of memory", said)
     assert not (tmp_path / "new").exists()
 
 
