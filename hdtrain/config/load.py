@@ -165,6 +165,8 @@ def _other_shape(model: type[BaseModel], location: tuple[Any, ...], dotted: str,
     plain = not isinstance(given, dict | list)
     got = repr(given) if plain else f"a {'block' if isinstance(given, dict) else 'list'}"
     message = f"expected a {'list' if wants_list else 'block of keys'}, got {got}"
+    if given is None:
+        return f"{message.removesuffix('None')}null; give one, or leave the key out"
     required = [name for name, field in models[0].model_fields.items() if field.is_required()] if models else []
     if plain and wants_list and not models and not re.search(r"\[.*(list|tuple)\[", str(annotation)):
         return f"{message}; write {dotted}=[{given}]"

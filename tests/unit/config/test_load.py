@@ -88,6 +88,8 @@ def test_the_nearest_key_is_looked_for_in_the_variant_that_was_chosen():
     ("stage", "given", "said"),
     [
         ("sample", {"embeddings": "RUN"}, "a block of keys, got 'RUN'; write embeddings.run=RUN"),
+        ("train-vae", {"images": None}, "a list, got null; give one, or leave the key out"),
+        ("train-vae", {"duration": None}, "a block of keys, got null; give one, or leave the key out"),
         ("train-vae", {"images": "RUN"}, "a list, got 'RUN'; write images=[RUN]"),
         ("train-ldm", {"duration": 5}, "a block of keys, got 5; write duration.images=5"),
         ("shard", {"sources": "raw"}, "a list, got 'raw'; write sources=[{path: raw}]"),
